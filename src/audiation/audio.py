@@ -1,0 +1,1 @@
+"""Audio file -> mono float32 waveform. (Signatures; see the tests for the contract.)"""

@@ -1,0 +1,51 @@
+"""Multi-head self-attention of both block families.
+
+Shape letters: `B` batch, `T` frames, `D` width, `H` heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Bidirectional self-attention with separate, biased projections (roles query, key, value, output).
+
+    `prefix` is a seam for prefix tuning: a module that gives `(keys, values)`, each `(P, D)`, which join the
+    projected keys and values in front. It is None in a plain backbone.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not divisible by {num_heads} heads")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.value, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.prefix: nn.Module | None = None
+
+    def forward(
+        self, x_BTD: Tensor, qk_input_BTD: Tensor | None = None, valid_BT: Tensor | None = None
+    ) -> Tensor:
+        """`(B, T, D)` -> `(B, T, D)`.
+
+        qk_input_BTD: what queries and keys are projected from when it is not `x_BTD` (MusicFM rotates the hidden
+            state before these two projections).
+        valid_BT: `(B, T)` bool; False keys are not attended to. None: all valid.
+        """
+        source = x_BTD if qk_input_BTD is None else qk_input_BTD
+        q, k, v = self.query(source), self.key(source), self.value(x_BTD)
+        if self.prefix is not None:
+            prefix_k, prefix_v = self.prefix()
+            k = torch.cat([prefix_k.expand(len(k), -1, -1), k], dim=1)
+            v = torch.cat([prefix_v.expand(len(v), -1, -1), v], dim=1)
+            if valid_BT is not None:
+                valid_BT = F.pad(valid_BT, (len(prefix_k), 0), value=True)
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mask = None if valid_BT is None else valid_BT[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,182 @@
+"""The two types everything downstream may know about a model: `Backbone` and `HiddenStates`.
+
+Shape letters: `B` batch, `S` samples, `T` frames, `D` model width, `L` blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from audiation.registry import Registry
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a backbone gives.
+
+    layers: the asked-for subset of 0..L, each `(B, T, D)`; [0] enters block 1, [i] leaves block i.
+    valid: `(B, T)` bool, False where a frame lies on padding.
+    frame_rate_hz: frames per second, or None when the clip is one vector (T = 1).
+    first_frame_seconds: time of the centre of frame 0 within the clip.
+    num_prompts: leading learned positions still in the stream; heads decide about them.
+    """
+
+    layers: Mapping[int, Tensor]
+    valid: Tensor
+    frame_rate_hz: float | None
+    first_frame_seconds: float
+    num_prompts: int = 0
+
+    @property
+    def times_seconds(self) -> Tensor:
+        """Centres of the frames, `(T,)` float64. Raises ValueError for clip-level states."""
+        if self.frame_rate_hz is None:
+            raise ValueError("these hidden states hold one vector per clip, which has no frame times")
+        frames = torch.arange(self.valid.shape[1] - self.num_prompts, dtype=torch.float64)
+        return self.first_frame_seconds + frames / self.frame_rate_hz
+
+    def mean(self) -> HiddenStates:
+        """Average over the valid frames: each layer becomes `(B, 1, D)`."""
+        weight = self.valid.unsqueeze(-1)
+        count = weight.sum(1, keepdim=True).clamp(min=1)
+        pooled = {}
+        for i, x in self.layers.items():
+            summed = x.masked_fill(~weight, 0).sum(1, keepdim=True, dtype=torch.float32)
+            pooled[i] = summed / count
+        valid = self.valid.any(1, keepdim=True)
+        return HiddenStates(pooled, valid, None, 0.0, 0)
+
+
+Normalisation = Literal["none", "clip-peak", "clip-unit-variance", "corpus-statistics", "file-peak"]
+
+
+class Backbone(nn.Module):
+    """Base of every backbone. Subclasses set the attributes and implement `forward`.
+
+    Attributes:
+        name: registry name.
+        sample_rate_hz: the rate `forward` expects; wrong rates are refused where files are read.
+        frame_rate_hz: output frames per second, None for one vector per clip.
+        hop_samples: samples between output frames, None for one vector per clip.
+        num_layers: L; layers 0..L exist.
+        dim: D.
+        min_samples: shortest input.
+        max_seconds: length the model was trained for; longer audio is cut into chunks of this length.
+            None: any length at once.
+        normalisation: what `forward` does to the level of its input, stored with features.
+        accepts_padding: False: `forward` refuses unequal lengths in a batch (group norm, whole-clip statistics).
+        stem: waveform -> projected frames, or None.
+        encoder: the blocks with their sockets, or None (then no PETL).
+    """
+
+    name: str
+    sample_rate_hz: int
+    frame_rate_hz: float | None
+    hop_samples: int | None
+    num_layers: int
+    dim: int
+    min_samples: int
+    max_seconds: float | None
+    normalisation: Normalisation
+    accepts_padding: bool
+    stem: nn.Module | None = None
+    encoder: nn.Module | None = None
+
+    def forward(
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        layers: Iterable[int] | None = None,
+        last_layer: int | None = None,
+        reduce: Literal["mean"] | None = None,
+    ) -> HiddenStates:
+        """Hidden states of a batch of clips.
+
+        Args:
+            waveform: `(B, S)` float32 mono at `sample_rate_hz`.
+            num_samples: `(B,)` true lengths when clips are right-padded; None: all of length S.
+            layers: which of 0..L to return; None: all up to `last_layer`.
+            last_layer: stop after this block (default: the last one asked for, else L).
+            reduce: "mean" averages over valid frames while running, so that frames are never all kept.
+
+        Raises:
+            ValueError: wrong shape or dtype, too short, unequal lengths where padding is not accepted,
+                a layer that does not exist.
+        """
+        raise NotImplementedError
+
+    def num_frames(self, num_samples: int) -> int:
+        """Output frames for a clip of `num_samples`."""
+        raise NotImplementedError
+
+    def check_input(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
+        """Validate the arguments of `forward`; returns lengths `(B,)`."""
+        if waveform.ndim != 2 or not waveform.is_floating_point():
+            raise ValueError(
+                f"{self.name} takes a float waveform (batch, samples), "
+                f"got {tuple(waveform.shape)} {waveform.dtype}"
+            )
+        batch, total = waveform.shape
+        if batch == 0:
+            raise ValueError(f"{self.name} got an empty batch")
+        if num_samples is None:
+            lengths = torch.full((batch,), total, device=waveform.device)
+        else:
+            lengths = num_samples.to(waveform.device)
+            if lengths.shape != (batch,) or int(lengths.max()) > total:
+                raise ValueError(f"num_samples must be ({batch},) with values <= {total}")
+            if not self.accepts_padding and bool((lengths != total).any()):
+                raise ValueError(
+                    f"{self.name} cannot be padded: its normalisation runs over the whole clip, so padding would "
+                    "change every frame. Give clips of equal length, or one clip at a time."
+                )
+        shortest = int(lengths.min())
+        if shortest < self.min_samples:
+            raise ValueError(
+                f"{self.name} needs at least {self.min_samples} samples "
+                f"({self.min_samples / self.sample_rate_hz:.3f} s), got {shortest}"
+            )
+        return lengths
+
+    def resolve_layers(self, layers: Iterable[int] | None, last_layer: int | None) -> tuple[set[int], int]:
+        """Which layers to return and after which block to stop."""
+        for i in [*(layers or []), *([] if last_layer is None else [last_layer])]:
+            if not 0 <= i <= self.num_layers:
+                raise ValueError(f"{self.name} has layers 0..{self.num_layers}, got {i}")
+        wanted = set(layers) if layers is not None else None
+        if wanted is not None and not wanted:
+            raise ValueError("layers must name at least one layer")
+        if wanted is not None and last_layer is not None and max(wanted) > last_layer:
+            raise ValueError(f"layer {max(wanted)} was asked for, but last_layer={last_layer} stops before it")
+        stop = last_layer if last_layer is not None else (max(wanted) if wanted else self.num_layers)
+        return (wanted if wanted is not None else set(range(stop + 1))), stop
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A registry entry: how to make a backbone, and what a person should know before using it.
+
+    build: `build(num_layers=None, generator=None) -> Backbone` with fresh weights drawn from the generator.
+    from_published: official tensors and config -> Backbone; None where there are no weights (hand-crafted).
+    weights: where official weights live (`weights.OfficialWeights`), or None.
+    """
+
+    name: str
+    summary: str
+    build: Callable[..., Backbone]
+    from_published: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Backbone] | None = None
+    weights: Any = None
+    code_licence: str = "Apache-2.0 (ours)"
+    weights_licence: str = "none needed"
+    commercial_use: bool = True
+    published_parameters: int | None = None
+    recommended_layer: int | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+BACKBONES: Registry[BackboneSpec] = Registry("backbone", "audiation.backbones")

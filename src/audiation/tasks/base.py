@@ -1,0 +1,41 @@
+"""A task: which recordings, which annotation, which output space, which metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from audiation.metrics import Metric
+from audiation.registry import Registry
+from audiation.targets import Target
+
+# How the outputs of several windows of one track become one answer (benchmark.md 3.3).
+Aggregation = Literal["mean-logits", "mean-probabilities"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question asked of a backbone.
+
+    annotation: track -> annotation, or None where the track has none (it then leaves the task, and is counted).
+    metrics: the first one selects the model on the validation split.
+    clip_seconds: length of the windows a track is cut into; None: the whole track is one clip.
+    level: MARBLE's level of musical description (thesis, table 3.1).
+    published_as: (task, dataset) ids in the published results, for the table beside ours; None for our own tasks.
+    """
+
+    name: str
+    question: str
+    train_dataset: str
+    test_dataset: str
+    annotation: Callable[[Any], Any]
+    target: Target
+    metrics: tuple[Metric, ...]
+    clip_seconds: float | None = None
+    level: Literal["high-level", "score", "performance", "acoustic"] = "high-level"
+    aggregation: Aggregation = "mean-logits"
+    published_as: tuple[str, str] | None = None
+
+
+TASKS: Registry[Task] = Registry("task", "audiation.tasks")
