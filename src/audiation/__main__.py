@@ -1,0 +1,3 @@
+from audiation.cli import main
+
+main()
