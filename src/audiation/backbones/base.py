@@ -72,6 +72,8 @@ class Backbone(nn.Module):
         accepts_padding: False: `forward` refuses unequal lengths in a batch (group norm, whole-clip statistics).
         stem: waveform -> projected frames, or None.
         encoder: the blocks with their sockets, or None (then no PETL).
+        weights_hash: identifies the weights (a version string where there are none); stored with features.
+        precision: "fp32" or "bf16", what `forward` computes in; stored with features.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Backbone(nn.Module):
     accepts_padding: bool
     stem: nn.Module | None = None
     encoder: nn.Module | None = None
+    weights_hash: str = "none"
+    precision: str = "fp32"
 
     def forward(
         self,
