@@ -28,6 +28,10 @@ class WeightsError(ValueError):
     """Weights that cannot be used. The message names the file, the reason, and what to do next."""
 
 
+class NotOnHubError(WeightsError):
+    """The Hub was reached and has no such file in that repository."""
+
+
 class UnverifiedWeightsWarning(UserWarning):
     """Weights are used although they are not the file that public records describe."""
 
@@ -83,11 +87,12 @@ def fetch(file: OfficialFile, revision: str | None = None, local_files_only: boo
     Not verified here: see `verify_file`.
 
     Raises:
+        NotOnHubError: the repository has no such file.
         WeightsError: the Hub is out of reach, or does not give the file; says which file to put where.
     """
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -104,7 +109,8 @@ def fetch(file: OfficialFile, revision: str | None = None, local_files_only: boo
             f"copy {file.filename}{size} here and give its path (weights=PATH, --weights PATH), or copy the "
             f"folder models--{file.repo_id.replace('/', '--')} into {constants.HF_HUB_CACHE}."
         )
-        raise WeightsError(message) from error
+        reached = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        raise (NotOnHubError if reached else WeightsError)(message) from error
 
 
 def verify_file(
@@ -380,4 +386,4 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def _bytes_hash(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(memoryview(flat.view(torch.uint8).numpy())).digest()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()

@@ -89,6 +89,7 @@ class Backbone(nn.Module):
     stem: nn.Module | None = None
     encoder: nn.Module | None = None
     weights_hash: str = "none"
+    weights_source: str = "none needed"
     precision: str = "fp32"
 
     def forward(
@@ -156,7 +157,9 @@ class Backbone(nn.Module):
         if wanted is not None and not wanted:
             raise ValueError("layers must name at least one layer")
         if wanted is not None and last_layer is not None and max(wanted) > last_layer:
-            raise ValueError(f"layer {max(wanted)} was asked for, but last_layer={last_layer} stops before it")
+            raise ValueError(
+                f"layer {max(wanted)} was asked for, but last_layer={last_layer} stops before it"
+            )
         stop = last_layer if last_layer is not None else (max(wanted) if wanted else self.num_layers)
         return (wanted if wanted is not None else set(range(stop + 1))), stop
 
@@ -166,14 +169,15 @@ class BackboneSpec:
     """A registry entry: how to make a backbone, and what a person should know before using it.
 
     build: `build(num_layers=None, generator=None) -> Backbone` with fresh weights drawn from the generator.
-    from_published: official tensors and config -> Backbone; None where there are no weights (hand-crafted).
+    from_published: `from_published(tensors, config, num_layers=None) -> Backbone`, tensors under their official
+        names; None where there are no weights (hand-crafted).
     weights: where official weights live (`weights.OfficialWeights`), or None.
     """
 
     name: str
     summary: str
     build: Callable[..., Backbone]
-    from_published: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Backbone] | None = None
+    from_published: Callable[..., Backbone] | None = None
     weights: Any = None
     code_licence: str = "Apache-2.0 (ours)"
     weights_licence: str = "none needed"

@@ -1,0 +1,320 @@
+"""`load_backbone`: a name and weights -> a backbone that is what it says it is.
+
+Real weights are checked four times: size and SHA-256 where they are known, config against the model that was
+asked for, names and shapes of every tensor, and what is computed against the fingerprint of the first load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from audiation.backbones import BACKBONES, Backbone, BackboneSpec
+from audiation.cache import cache_dir, keep_text
+from audiation.fingerprint import check_fingerprint
+from audiation.weights import (
+    CHECKPOINT_SUFFIXES,
+    NotOnHubError,
+    OfficialFile,
+    OfficialWeights,
+    WeightsError,
+    fetch,
+    find_checkpoint,
+    read_checkpoint,
+    read_config,
+    tensors_hash,
+    verify_file,
+)
+
+Precision = Literal["fp32", "bf16"]
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    *,
+    num_layers: int | None = None,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    device: str | torch.device = "cpu",
+    config: Mapping[str, Any] | None = None,
+    allow_unverified_hash: bool = False,
+) -> Backbone:
+    """A backbone in eval mode, with `weights_hash` (for stores and results) and `weights_source` set.
+
+    Args:
+        name: as in `audiation list backbones`.
+        weights: None: the official file, fetched from the Hugging Face Hub once. "random": fresh weights
+            drawn from `seed`. Otherwise a local file, a local directory (checkpoint and its JSON), or a Hub
+            id "owner/name".
+        num_layers: keep the first blocks only.
+        seed: read only with weights="random"; the global generator is neither read nor moved.
+        precision: "bf16" computes stem and encoder in bfloat16.
+        config: fields of the published config that replace those found or known.
+        allow_unverified_hash: accept a file that differs from a third party's record of it, with a warning.
+
+    Raises:
+        UnknownNameError: no such backbone.
+        WeightsError: weights that are missing, damaged, or another model's; says what to do.
+        ValueError: arguments that do not go together.
+    """
+    spec = BACKBONES[name]
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # whatever a constructor draws, the caller's generator does not see
+        if spec.from_published is None:
+            backbone = _build_without_weights(spec, weights, num_layers, config)
+        elif weights == "random":
+            backbone = _build_random(spec, num_layers, seed, config)
+        else:
+            found = _find(spec, weights, config, allow_unverified_hash)
+            backbone = _build_published(spec, found, num_layers)
+    backbone.name = name
+    if precision != "fp32":
+        _set_precision(backbone, precision)
+    return backbone.eval().to(device)
+
+
+def _set_precision(backbone: Backbone, precision: Precision) -> None:
+    setter: Callable[[str], None] | None = getattr(backbone, "set_precision", None)
+    if setter is None:
+        raise ValueError(f"'{backbone.name}' computes in float32 only, got precision={precision!r}")
+    setter(precision)
+
+
+def _build_without_weights(
+    spec: BackboneSpec, weights: str | Path | None, num_layers: int | None, config: Mapping[str, Any] | None
+) -> Backbone:
+    given = {"weights": weights, "num_layers": num_layers, "config": config}
+    for argument, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"'{spec.name}' is computed by a formula and has no {argument}, got {argument}={value!r}. "
+                f"Leave {argument} away."
+            )
+    return spec.build()
+
+
+def _build_random(
+    spec: BackboneSpec, num_layers: int | None, seed: int, config: Mapping[str, Any] | None
+) -> Backbone:
+    if config is not None:
+        raise ValueError("config describes published weights; with weights='random' leave it away")
+    backbone = spec.build(num_layers=num_layers, generator=torch.Generator().manual_seed(seed))
+    backbone.weights_hash = tensors_hash(backbone.state_dict())
+    backbone.weights_source = f"random:seed={seed}"
+    return backbone
+
+
+# Published weights: find, verify, build --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint on this machine.
+
+    config: published fields, with the known ones filled in and the caller's put on top.
+    changed: fields in which `config` differs from what this package knows; part of the weights hash.
+    source: for people and results; no machine paths.
+    """
+
+    checkpoint: Path
+    config: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    source: str
+
+
+def _find(
+    spec: BackboneSpec,
+    weights: str | Path | None,
+    config: Mapping[str, Any] | None,
+    allow_unverified_hash: bool,
+) -> _Found:
+    official: OfficialWeights | None = spec.weights
+    if weights is None and official is None:
+        raise WeightsError(
+            f"no official weights of '{spec.name}' are known. Give a path, a Hub id or 'random' as weights."
+        )
+    if official is not None:
+        show_licence_once(spec)
+    if weights is None:
+        assert official is not None
+        checkpoint = fetch(official.checkpoint, official.revision)
+        config_path = fetch(official.config, official.revision) if official.config is not None else None
+        source = f"hub:{official.checkpoint.repo_id}"
+    elif Path(weights).expanduser().exists():
+        path = Path(weights).expanduser()
+        checkpoint = (
+            find_checkpoint(path, official.checkpoint.filename if official else None)
+            if path.is_dir()
+            else path
+        )
+        config_path = _config_beside(spec, checkpoint)
+        source = f"file:{checkpoint.name}"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).endswith(CHECKPOINT_SUFFIXES):
+        checkpoint, config_path = _fetch_repository(spec, str(weights))
+        source = f"hub:{weights}"
+    else:
+        raise WeightsError(
+            f"weights='{weights}' is no file or directory here and no Hub id (owner/name). "
+            f"Leave it away for the official weights of {spec.name}, or use 'random'."
+        )
+    _refuse_siblings_checkpoint(spec, checkpoint)
+    if official is not None:
+        verify_file(checkpoint, official.checkpoint, allow_unverified_hash, _known_hashes(spec))
+        if config_path is not None and official.config is not None:
+            verify_file(config_path, official.config, allow_unverified_hash, _known_hashes(spec))
+    merged, changed = _merge_config(spec, config_path, config)
+    return _Found(checkpoint, merged, changed, source)
+
+
+def _fetch_repository(spec: BackboneSpec, repo_id: str) -> tuple[Path, Path | None]:
+    """Checkpoint and config of any Hub repository, under the official names or the Hub's usual ones."""
+    official: OfficialWeights | None = spec.weights
+    if official is None or official.checkpoint.repo_id != repo_id:
+        for other, theirs in _others(spec):
+            if theirs.checkpoint.repo_id == repo_id:
+                raise WeightsError(f"Hub repository {repo_id} holds {other}, not {spec.name}")
+    names = ["model.safetensors", "pytorch_model.bin"]
+    if official is not None:
+        names = [official.checkpoint.filename, *(n for n in names if n != official.checkpoint.filename)]
+    checkpoint, failure = None, None
+    for filename in names:
+        unreachable = failure is not None and not isinstance(failure, NotOnHubError)
+        try:
+            checkpoint = fetch(OfficialFile(repo_id, filename), local_files_only=unreachable)
+            break
+        except WeightsError as error:
+            failure = failure or error
+    if checkpoint is None:
+        assert failure is not None
+        raise failure
+    config_name = official.config.filename if official is not None and official.config else "config.json"
+    try:
+        return checkpoint, fetch(OfficialFile(repo_id, config_name))
+    except NotOnHubError:
+        return checkpoint, None
+
+
+def _others(spec: BackboneSpec) -> Iterator[tuple[str, OfficialWeights]]:
+    for other in BACKBONES:
+        if other != spec.name and BACKBONES[other].weights is not None:
+            yield other, BACKBONES[other].weights
+
+
+def _config_beside(spec: BackboneSpec, checkpoint: Path) -> Path | None:
+    """The published JSON in the checkpoint's directory; a sibling's there instead is a swap and refused."""
+    official: OfficialWeights | None = spec.weights
+    name = official.config.filename if official is not None and official.config is not None else "config.json"
+    if (path := checkpoint.parent / name).is_file():
+        return path
+    for other, theirs in _siblings(spec):
+        if theirs.config is not None and (path := checkpoint.parent / theirs.config.filename).is_file():
+            raise WeightsError(
+                f"{path} belongs to {other}; {spec.name} needs {name}. With the wrong one every feature "
+                f"would silently be wrong. Put {name} there, or neither: its values are known."
+            )
+    return None
+
+
+def _refuse_siblings_checkpoint(spec: BackboneSpec, checkpoint: Path) -> None:
+    for other, theirs in _siblings(spec):
+        if checkpoint.name == theirs.checkpoint.filename != spec.weights.checkpoint.filename:
+            raise WeightsError(
+                f"{checkpoint} is {other}'s file; {spec.name} is {spec.weights.checkpoint.filename}"
+            )
+
+
+def _siblings(spec: BackboneSpec) -> Iterator[tuple[str, OfficialWeights]]:
+    """Models published in the same Hub repository, whose files are easily swapped."""
+    if spec.weights is not None:
+        for other, theirs in _others(spec):
+            if theirs.checkpoint.repo_id == spec.weights.checkpoint.repo_id:
+                yield other, theirs
+
+
+def _known_hashes(spec: BackboneSpec) -> dict[str, str]:
+    return {
+        file.sha256: f"{file.filename} of {other}"
+        for other, theirs in _others(spec)
+        for file in theirs.files
+        if file.sha256 is not None
+    }
+
+
+def _merge_config(
+    spec: BackboneSpec, path: Path | None, given: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config to build from, and the fields in which the caller departs from what is published."""
+    known = dict(spec.weights.default_config) if spec.weights is not None else {}
+    given = dict(given or {})
+    found = read_config(path) if path is not None else {}
+    for key, value in known.items():
+        if key in found and key not in given and not _same(found[key], value):
+            raise WeightsError(
+                f"{path} is not {spec.name}'s: it says {key} = {found[key]!r}, {spec.name} has {value!r}. "
+                f"Give the directory of {spec.name}, or config={{'{key}': ...}} if you mean it."
+            )
+    published = {**known, **found}
+    changed = {k: v for k, v in given.items() if k not in published or not _same(published[k], v)}
+    return {**published, **given}, changed
+
+
+def _same(a: Any, b: Any) -> bool:
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True) or (
+        isinstance(a, (int, float)) and isinstance(b, (int, float)) and float(a) == float(b)
+    )
+
+
+def _build_published(spec: BackboneSpec, found: _Found, num_layers: int | None) -> Backbone:
+    assert spec.from_published is not None
+    tensors = read_checkpoint(found.checkpoint)
+    try:
+        backbone = spec.from_published(tensors, found.config, num_layers=num_layers)
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = f"no {error}" if type(error) is KeyError else str(error)
+        raise WeightsError(f"cannot make {spec.name} from {found.checkpoint}: {reason}") from error
+    rate = _declared_rate(found)
+    if rate is not None and rate != backbone.sample_rate_hz:
+        raise WeightsError(
+            f"the files beside {found.checkpoint} say {rate} Hz, {spec.name} takes "
+            f"{backbone.sample_rate_hz} Hz: another model of that family?"
+        )
+    backbone.name = spec.name
+    backbone.weights_hash = tensors_hash(backbone.state_dict())
+    if found.changed:
+        text = backbone.weights_hash + json.dumps(found.changed, sort_keys=True)
+        backbone.weights_hash = hashlib.sha256(text.encode()).hexdigest()
+    backbone.weights_source = found.source
+    check_fingerprint(backbone)
+    return backbone
+
+
+def _declared_rate(found: _Found) -> int | None:
+    """Sample rate that the published files state, which tells MERT v0 from v1: their tensors look alike."""
+    preprocessor = found.checkpoint.parent / "preprocessor_config.json"
+    if preprocessor.is_file():
+        return read_config(preprocessor).get("sampling_rate")
+    return found.config.get("sample_rate")
+
+
+def show_licence_once(spec: BackboneSpec) -> None:
+    """Print the licence of official weights to stderr, the first time on this machine."""
+    official: OfficialWeights = spec.weights
+    use = "allowed" if spec.commercial_use else "NOT allowed"
+    notice = f"{spec.name}: weights under {official.licence}; commercial use {use}. {official.licence_note}"
+    marker = cache_dir("licences", f"{spec.name}.txt")
+    if marker.is_file() and marker.read_text(encoding="utf-8") == notice:
+        return
+    print(notice, file=sys.stderr)
+    keep_text(marker, notice)
