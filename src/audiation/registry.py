@@ -28,7 +28,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: what an entry is called in messages, for example "backbone".
-        package: dotted name of the package whose modules register entries.
+        package: dotted name of the package whose modules register entries, or of the one module that does.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -74,6 +74,6 @@ class Registry(Generic[T]):
         if self._discovered:
             return
         package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             importlib.import_module(f"{self._package}.{module.name}")
         self._discovered = True

@@ -29,7 +29,7 @@ CQT_OCTAVES = 7
 NUM_CHROMA = 12
 NUM_MEL_BANDS = 128
 NUM_MFCC = 20
-# librosa up to 0.8, which gave the published numbers, padded by reflection. Later versions pad with zeros, which
+# librosa up to 0.8, which gave the published numbers, padded by reflection. Later ones pad with zeros, which
 # moves the first and last frames a lot (MFCC by up to 29).
 PAD_MODE: Final = "reflect"
 
