@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -205,7 +207,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's remarks on pickle protocols help nobody here
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
     except (
         Exception
     ) as error:  # bytes from strangers: whatever goes wrong in decoding them is the file's fault
@@ -228,8 +232,12 @@ def _kind_of_file(path: Path, head: bytes) -> Literal["zip", "pickle", "safetens
     text = head.lstrip()
     if not head:
         reason = "it is empty"
+    elif path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
+        reason = "it is a torch file; name it .pt"
     elif head.startswith(b"PK\x03\x04"):
-        return "zip"
+        if zipfile.is_zipfile(path):
+            return "zip"
+        reason = "it is truncated: the end of the zip archive is missing. Fetch it again"
     elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
         return "safetensors"
     elif head[0] == 0x80:
@@ -245,13 +253,13 @@ def _kind_of_file(path: Path, head: bytes) -> Literal["zip", "pickle", "safetens
 
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
-    if code := re.search(r"(?:GLOBAL|global:?|Unsupported class)\s+`?([\w.]+\.[\w.]+)", text):
+    if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to load it unsafely
+        wanted = re.search(r"(?:GLOBAL|[Ii]mport)\s+`?([\w.]+\.\w+)", text)
+        what = f" ({wanted[1]})" if wanted else ""
         return (
-            f"it is a pickle that asks for {code[1]}. Only plain tensors are read, and nothing was executed. "
-            "Use the file that its authors published for inference (pytorch_model.bin, model.safetensors)"
+            f"it is damaged, or holds more than plain tensors{what}. Nothing was executed. "
+            "Use the file published for inference (pytorch_model.bin, model.safetensors)"
         )
-    if "zip archive" in text or "central directory" in text:
-        return "it is truncated or damaged (its zip directory is missing). Fetch it again"
     first = text.strip().splitlines()[0] if text.strip() else "no reason given"
     return f"it is truncated, damaged or no checkpoint ({type(error).__name__}: {first[:200]})"
 
