@@ -42,10 +42,11 @@ class Track:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A recording the official lists name but that is left out, and why."""
+    """A recording the official lists name but that is left out, and why. split: the one it is listed in."""
 
     track_id: str
     reason: str
+    split: str = ""
 
 
 @dataclass(frozen=True)
