@@ -152,7 +152,7 @@ def _find(
         checkpoint = fetch(official.checkpoint, official.revision)
         config_path = fetch(official.config, official.revision) if official.config is not None else None
         source = f"hub:{official.checkpoint.repo_id}"
-    elif Path(weights).expanduser().exists():
+    elif str(weights) and Path(weights).expanduser().exists():
         path = Path(weights).expanduser()
         checkpoint = (
             find_checkpoint(path, official.checkpoint.filename if official else None)
@@ -161,7 +161,9 @@ def _find(
         )
         config_path = _config_beside(spec, checkpoint)
         source = f"file:{checkpoint.name}"
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(weights)) and not str(weights).endswith(CHECKPOINT_SUFFIXES):
+    elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(weights)) and not str(weights).endswith(
+        CHECKPOINT_SUFFIXES
+    ):
         checkpoint, config_path = _fetch_repository(spec, str(weights))
         source = f"hub:{weights}"
     else:
@@ -313,6 +315,7 @@ def show_licence_once(spec: BackboneSpec) -> None:
     official: OfficialWeights = spec.weights
     use = "allowed" if spec.commercial_use else "NOT allowed"
     notice = f"{spec.name}: weights under {official.licence}; commercial use {use}. {official.licence_note}"
+    notice = notice.strip()
     marker = cache_dir("licences", f"{spec.name}.txt")
     if marker.is_file() and marker.read_text(encoding="utf-8") == notice:
         return

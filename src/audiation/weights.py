@@ -103,16 +103,16 @@ def fetch(file: OfficialFile, revision: str | None = None, local_files_only: boo
             )
         )
     except (OSError, EntryNotFoundError, ValueError) as error:
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            raise NotOnHubError(f"Hub repository {file.repo_id} has no file {file.filename}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         size = f" ({file.size_bytes:,} bytes)" if file.size_bytes else ""
-        message = (
-            f"cannot get {file.filename} of Hub repository {file.repo_id}: {reason} "
+        raise WeightsError(
+            f"cannot get {file.filename} of Hub repository {file.repo_id}: {reason.rstrip('.')}. "
             f"Where the Hub is in reach, run `hf download {file.repo_id} {file.filename}`; then either "
             f"copy {file.filename}{size} here and give its path (weights=PATH, --weights PATH), or copy the "
             f"folder models--{file.repo_id.replace('/', '--')} into {constants.HF_HUB_CACHE}."
-        )
-        reached = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        raise (NotOnHubError if reached else WeightsError)(message) from error
+        ) from error
 
 
 def verify_file(
