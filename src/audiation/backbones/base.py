@@ -86,11 +86,15 @@ class Backbone(nn.Module):
     max_seconds: float | None
     normalisation: Normalisation
     accepts_padding: bool
-    stem: nn.Module | None = None
-    encoder: nn.Module | None = None
+    stem: nn.Module | None
+    encoder: nn.Module | None
     weights_hash: str = "none"
     weights_source: str = "none needed"
     precision: str = "fp32"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self.encoder = None  # on the instance: a class attribute would hide the submodule
 
     def forward(
         self,
