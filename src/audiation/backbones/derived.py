@@ -59,7 +59,9 @@ class DerivesWeights(nn.Module):
         return {k: v for k, v in self.__dict__.items() if k not in ("_derived", "_derived_from")}
 
 
-def fold_batch_norm(conv: nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def fold_batch_norm(
+    conv: nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that equals `norm(conv(x))` with running statistics.
 
     Folded in the precision of the batch norm, given in that of the convolution.

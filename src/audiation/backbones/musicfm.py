@@ -1,0 +1,518 @@
+"""MusicFM (Won, Hung & Le, ICASSP 2024): log-mel, a convolutional stem, and a conformer at 25 frames per second.
+
+Layers: 0 enters the conformer, k leaves block k. Layer L alone has passed the encoder's final norm: 12 of the whole
+model, and 6 of a model cut to 6 blocks, whereas layer 6 of the whole model has not. These are the indices of the
+published `get_latent`.
+
+Shape letters: `B` batch, `S` samples, `M` mel bands, `C` channels, `T` frames, `D` width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
+from audiation.backbones.conformer import ConformerConfig, ConformerEncoder, rotary_frequencies
+from audiation.backbones.derived import DerivesWeights, fold_batch_norm
+from audiation.features import LogMel
+from audiation.weights import (
+    OfficialFile,
+    OfficialWeights,
+    check_tensors,
+    normalise_weight_norm,
+    strip_prefix,
+)
+
+SAMPLE_RATE_HZ = 24_000
+FFT_SAMPLES = 2048
+MEL_HOP_SAMPLES = 240
+NUM_MEL_BANDS = 128
+NUM_RESIDUAL_BLOCKS = 2
+STRIDE = 2  # of a residual block, in time and frequency
+TRAINED_SECONDS = 30.0
+PUBLISHED_PARAMETERS = 328_932_480
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and deviation of the log-mel spectrum over the training corpus, in dB; one pair for all bands."""
+
+    mean_db: float
+    std_db: float
+
+
+# Each belongs to one checkpoint, and nothing in a checkpoint reveals a swap.
+MSD = Statistics(6.768444971712967, 18.417922652295623)
+FMA = Statistics(3.0710578151459664, 20.999089814337626)
+
+
+class MusicFM(Backbone):
+    """Waveform at 24 kHz -> layers 0..L, each `(B, T, D)`, T = ceil(floor(S / 240) / 4).
+
+    Frame t is centred on `0.04 t` seconds. In training mode the batch norms of stem and encoder follow the batch and
+    update their statistics even when every parameter is frozen; keep frozen models in eval mode.
+
+    unused_tensors: official names of published tensors that no forward pass reads, and which are not registered.
+    """
+
+    encoder: ConformerEncoder
+    stem: Stem
+    frame_rate_hz: float
+    hop_samples: int
+    unused_tensors: tuple[str, ...] = ()
+
+    def __init__(
+        self, statistics: Statistics, config: ConformerConfig | None = None, conv_channels: int = 512
+    ) -> None:
+        super().__init__()
+        config = config or ConformerConfig()
+        self.name = "musicfm"
+        self.stem = Stem(statistics, conv_channels, config.dim)
+        self.encoder = ConformerEncoder(config)
+        self.sample_rate_hz, self.hop_samples = SAMPLE_RATE_HZ, MEL_HOP_SAMPLES * STRIDE**NUM_RESIDUAL_BLOCKS
+        self.frame_rate_hz = self.sample_rate_hz / self.hop_samples
+        self.num_layers, self.dim = config.num_layers, config.dim
+        self.min_samples, self.max_seconds = self.stem.mel.min_samples, TRAINED_SECONDS
+        # Convolutions would mix padding into the last frames, and the published model has no mask for it.
+        self.normalisation, self.accepts_padding = "corpus-statistics", False
+
+    def num_frames(self, num_samples: int) -> int:
+        num_frames = self.stem.mel.num_frames(num_samples)
+        for _ in range(NUM_RESIDUAL_BLOCKS):
+            num_frames = math.ceil(num_frames / STRIDE)
+        return num_frames
+
+    def forward(
+        self,
+        waveform: Tensor,
+        num_samples: Tensor | None = None,
+        layers: Iterable[int] | None = None,
+        last_layer: int | None = None,
+        reduce: Literal["mean"] | None = None,
+    ) -> HiddenStates:
+        self.check_input(waveform, num_samples)
+        wanted, stop = self.resolve_layers(layers, last_layer)
+        if reduce not in (None, "mean"):
+            raise ValueError(f"reduce is 'mean' or None, got {reduce!r}")
+        states = {}
+        for i, x_BTD in enumerate(self.encoder.layers(self.stem(waveform), last=stop)):
+            if i in wanted:
+                states[i] = x_BTD if reduce is None else x_BTD.mean(1, keepdim=True, dtype=torch.float32)
+        rate_hz = self.frame_rate_hz if reduce is None else None
+        valid = torch.ones(states[stop if stop in wanted else max(wanted)].shape[:2], dtype=torch.bool)
+        return HiddenStates(states, valid.to(waveform.device), rate_hz, first_frame_seconds=0.0)
+
+
+class Stem(nn.Module):
+    """Waveform `(B, S)` -> `(B, T, D)`: normalised log-mel, two residual blocks that quarter the rate, projection."""
+
+    def __init__(self, statistics: Statistics, channels: int, dim: int) -> None:
+        super().__init__()
+        self.statistics = statistics
+        self.mel = LogMel(SAMPLE_RATE_HZ, FFT_SAMPLES, MEL_HOP_SAMPLES, NUM_MEL_BANDS)
+        self.blocks = nn.ModuleList([ResidualBlock(1, channels), ResidualBlock(channels, channels)])
+        self.projection = nn.Linear(channels * NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS, dim)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return self.project(self.features(waveform))
+
+    def features(self, waveform: Tensor) -> Tensor:
+        """`(B, M, 4T)` float32, in deviations from the corpus mean; what BEST-RQ quantises."""
+        return (self.mel(waveform) - self.statistics.mean_db) / self.statistics.std_db
+
+    def project(self, mel_BMT: Tensor) -> Tensor:
+        """`(B, M, 4T)` -> `(B, T, D)`."""
+        x = mel_BMT.unsqueeze(1).to(self.projection.weight.dtype)
+        # Pixels with adjacent channels (channels_last) are half again as fast; a single channel has to be told.
+        batch, channels, height, width = x.shape
+        x = x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
+        for block in self.blocks:
+            x = block(x)  # (B, C, M / 2^i, T / 2^i)
+        return self.projection(x.permute(0, 3, 2, 1).flatten(2))  # features ordered as (frequency, channel)
+
+
+class ResidualBlock(DerivesWeights):
+    """Two 3x3 convolutions beside a 3x3 shortcut, each with batch norm; halves time and frequency."""
+
+    def __init__(self, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=STRIDE, padding=1)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Conv2d(channels_in, channels, 3, stride=STRIDE, padding=1)
+        self.shortcut_norm = nn.BatchNorm2d(channels)
+
+    def derive(self) -> tuple[Tensor, ...]:
+        pairs = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.shortcut, self.shortcut_norm))
+        folded = [fold_batch_norm(conv, norm) for conv, norm in pairs]
+        return tuple(
+            t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for p in folded for t in p
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (derived := self.derived()) is None:
+            h = F.relu(self.norm1(self.conv1(x)))
+            return F.relu(self.norm2(self.conv2(h)) + self.shortcut_norm(self.shortcut(x)))
+        weight1, bias1, weight2, bias2, weight3, bias3 = derived
+        h = F.conv2d(x, weight1, bias1, stride=STRIDE, padding=1).relu_()
+        h = F.conv2d(h, weight2, bias2, padding=1)
+        return h.add_(F.conv2d(x, weight3, bias3, stride=STRIDE, padding=1)).relu_()
+
+
+# Making one ------------------------------------------------------------------------------------------
+
+
+def build(
+    statistics: Statistics, num_layers: int | None = None, generator: torch.Generator | None = None
+) -> MusicFM:
+    """The published size with fresh weights as the reference draws them: torch's defaults everywhere."""
+    config = ConformerConfig() if num_layers is None else ConformerConfig(num_layers=num_layers)
+    return fresh(statistics, config, generator=generator)
+
+
+def fresh(
+    statistics: Statistics,
+    config: ConformerConfig,
+    conv_channels: int = 512,
+    generator: torch.Generator | None = None,
+) -> MusicFM:
+    """Any size with fresh weights. Without a generator they are drawn from one with seed 0."""
+    backbone = _without_values(statistics, config, conv_channels)
+    generator = generator or torch.Generator().manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            for parameter in module.parameters(recurse=False):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
+            module.reset_parameters()
+    return backbone
+
+
+def from_published(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    num_layers: int | None = None,
+    statistics: Statistics = MSD,
+) -> MusicFM:
+    """A MusicFM from the official tensors. Sizes follow from their shapes.
+
+    Args:
+        tensors: under official names, with or without the leading "model.".
+        config: the published statistics file; `melspec_2048_mean` and `melspec_2048_std` are read. Without them the
+            statistics of the checkpoint are used; those of the sibling checkpoint are refused.
+        num_layers: keep the first blocks only.
+
+    Raises:
+        ValueError: tensors missing, unknown or of a wrong shape, statistics of the sibling model, another
+            front end, or more layers than there are.
+    """
+    tensors = normalise_weight_norm(strip_prefix(tensors, "model."))
+    published, conv_channels = _sizes(tensors)
+    layout = published_layout(published, conv_channels, _num_codes(tensors))
+    unused = tuple(name for name in tensors if name in layout and _our_name(name) is None)
+    expected = {n: s for n, s in layout.items() if _our_name(n) is not None or n in unused}
+    if FUSED_POSITIONS in tensors:  # the unused positional convolution, without weight norm
+        unused += (FUSED_POSITIONS,)
+        expected[FUSED_POSITIONS] = layout[POSITIONS_DIRECTION]
+    meta = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
+    check_tensors(tensors, meta, "a MusicFM checkpoint")
+    _check_front_end(tensors, published)
+    depth = published.num_layers if num_layers is None else num_layers
+    if not 0 < depth <= published.num_layers:
+        raise ValueError(
+            f"these weights have {published.num_layers} layers, num_layers={num_layers} asked for"
+        )
+    sizes = ConformerConfig(
+        published.dim, published.num_heads, published.ffn_dim, depth, published.conv_kernel
+    )
+    backbone = _without_values(_statistics(config, statistics), sizes, conv_channels)
+    backbone.load_state_dict(_our_tensors(tensors, depth))
+    backbone.unused_tensors = unused
+    return backbone
+
+
+def _without_values(statistics: Statistics, config: ConformerConfig, conv_channels: int) -> MusicFM:
+    """A backbone whose parameters have storage but no values yet: no random number is drawn."""
+    with torch.device("meta"):
+        backbone = MusicFM(statistics, config, conv_channels)
+    for module in backbone.modules():
+        if any(p.is_meta for p in module.parameters(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
+    return backbone
+
+
+def _statistics(config: Mapping[str, Any], bound: Statistics) -> Statistics:
+    given = Statistics(
+        float(config.get("melspec_2048_mean", bound.mean_db)),
+        float(config.get("melspec_2048_std", bound.std_db)),
+    )
+    sibling = FMA if bound == MSD else MSD
+    if given == sibling:
+        raise ValueError(
+            f"melspec_2048_mean = {given.mean_db} belongs to the sibling checkpoint; this one has {bound.mean_db}. "
+            "Use the statistics file published with it, or leave them out."
+        )
+    if not (math.isfinite(given.mean_db) and math.isfinite(given.std_db) and given.std_db > 0):
+        raise ValueError(f"not the mean and deviation of a spectrum in dB: {given}")
+    return given
+
+
+# The published layout --------------------------------------------------------------------------------
+
+POSITIONS = "conformer.pos_conv_embed.conv"
+POSITIONS_DIRECTION, FUSED_POSITIONS = f"{POSITIONS}.weight_v", f"{POSITIONS}.weight"
+FILTERS = "preprocessor_melspec_2048.mel_stft.mel_scale.fb"
+WINDOW = "preprocessor_melspec_2048.mel_stft.spectrogram.window"
+FREQUENCIES = "conformer.embed_positions.inv_freq"
+QUANTISER = "quantizer_melspec_2048_0"
+BUFFERS = (FILTERS, WINDOW, FREQUENCIES, QUANTISER, "running_mean", "running_var", "num_batches_tracked")
+
+# Official piece of a name -> ours, in a block of the stem and in a block of the encoder.
+STEM_NAMES = {
+    "conv1": "conv1",
+    "bn1": "norm1",
+    "conv2": "conv2",
+    "bn2": "norm2",
+    "conv3": "shortcut",
+    "bn3": "shortcut_norm",
+}
+BLOCK_NAMES = {
+    "ffn1_layer_norm": "ffn1.norm",
+    "ffn1.intermediate_dense": "ffn1.up",
+    "ffn1.output_dense": "ffn1.down",
+    "self_attn_layer_norm": "attention_norm",
+    "self_attn.linear_q": "attention.query",
+    "self_attn.linear_k": "attention.key",
+    "self_attn.linear_v": "attention.value",
+    "self_attn.linear_out": "attention.output",
+    "conv_module.layer_norm": "conv.norm",
+    "conv_module.pointwise_conv1": "conv.pointwise1",
+    "conv_module.depthwise_conv": "conv.depthwise.conv",
+    "conv_module.batch_norm": "conv.depthwise.norm",
+    "conv_module.pointwise_conv2": "conv.pointwise2",
+    "ffn2_layer_norm": "ffn2.norm",
+    "ffn2.intermediate_dense": "ffn2.up",
+    "ffn2.output_dense": "ffn2.down",
+    "final_layer_norm": "final_norm",
+}
+OTHER_NAMES = {"conv.linear": "stem.projection", "conformer.layer_norm": "encoder.final_norm"}
+
+
+def published_layout(
+    config: ConformerConfig, conv_channels: int = 512, num_codes: int = 4096
+) -> dict[str, tuple[int, ...]]:
+    """Official name (without "model.") -> shape, of every tensor in an official checkpoint."""
+    dim, ffn, channels = config.dim, config.ffn_dim, conv_channels
+    bins, code_dim, taps, groups = FFT_SAMPLES // 2 + 1, 16, 128, 16
+    stacked_mel = NUM_MEL_BANDS * STRIDE**NUM_RESIDUAL_BLOCKS
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (dim,),
+        WINDOW: (FFT_SAMPLES,),
+        FILTERS: (bins, NUM_MEL_BANDS),
+    }
+    shapes |= {
+        f"{QUANTISER}.random_projection": (stacked_mel, code_dim),
+        f"{QUANTISER}.codebook": (num_codes, code_dim),
+    }
+
+    def affine(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = shape
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    def batch_norm(name: str, width: int) -> None:
+        affine(name, width)
+        shapes[f"{name}.running_mean"] = shapes[f"{name}.running_var"] = (width,)
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    for b, channels_in in enumerate((1, channels)):
+        for k, width_in in enumerate((channels_in, channels, channels_in), start=1):
+            affine(f"conv.conv.{b}.conv{k}", channels, width_in, 3, 3)
+            batch_norm(f"conv.conv.{b}.bn{k}", channels)
+    affine("conv.linear", dim, channels * NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS)
+    shapes[FREQUENCIES] = (dim // config.num_heads // 2,)
+    shapes |= {f"{POSITIONS}.bias": (dim,), f"{POSITIONS}.weight_g": (1, 1, taps)}
+    shapes[POSITIONS_DIRECTION] = (dim, dim // groups, taps)
+    affine("conformer.layer_norm", dim)
+    for i in range(config.num_layers):
+        layer = f"conformer.layers.{i}"
+        for norm in ("ffn1_layer_norm", "self_attn_layer_norm", "ffn2_layer_norm", "final_layer_norm"):
+            affine(f"{layer}.{norm}", dim)
+        for ffn_name in ("ffn1", "ffn2"):
+            affine(f"{layer}.{ffn_name}.intermediate_dense", ffn, dim)
+            affine(f"{layer}.{ffn_name}.output_dense", dim, ffn)
+        for projection in ("q", "k", "v", "out"):
+            affine(f"{layer}.self_attn.linear_{projection}", dim, dim)
+        conv = f"{layer}.conv_module"
+        affine(f"{conv}.layer_norm", dim)
+        affine(f"{conv}.pointwise_conv1", 2 * dim, dim, 1, bias=False)
+        affine(f"{conv}.depthwise_conv", dim, 1, config.conv_kernel, bias=False)
+        batch_norm(f"{conv}.batch_norm", dim)
+        affine(f"{conv}.pointwise_conv2", dim, dim, 1, bias=False)
+    affine("linear", num_codes, dim)
+    return shapes
+
+
+def published_parameters(config: ConformerConfig) -> int:
+    """How many parameters an official checkpoint of that size has; those no forward pass uses are counted."""
+    layout = published_layout(config)
+    return sum(math.prod(s) for n, s in layout.items() if not any(buffer in n for buffer in BUFFERS))
+
+
+def _our_name(name: str) -> str | None:
+    """Our name of an official tensor; None for those that no forward pass reads."""
+    path, _, leaf = name.rpartition(".")
+    if path in OTHER_NAMES:
+        return f"{OTHER_NAMES[path]}.{leaf}"
+    if found := re.fullmatch(r"conv\.conv\.(\d+)\.(\w+)", path):
+        return f"stem.blocks.{found[1]}.{STEM_NAMES[found[2]]}.{leaf}"
+    if found := re.fullmatch(r"conformer\.layers\.(\d+)\.(.+)", path):
+        return f"encoder.blocks.{found[1]}.{BLOCK_NAMES[found[2]]}.{leaf}"
+    return None
+
+
+def _our_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    ours = {}
+    for name, tensor in tensors.items():
+        layer = re.match(r"conformer\.layers\.(\d+)\.", name)
+        if (our_name := _our_name(name)) is None or (layer and int(layer[1]) >= num_layers):
+            continue
+        if "pointwise" in our_name:  # a convolution over one frame is a linear map
+            tensor = tensor.squeeze(-1)
+        elif (
+            our_name == "stem.projection.weight"
+        ):  # (channel, frequency) -> (frequency, channel): see Stem.project
+            num_bands = NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS
+            tensor = tensor.unflatten(1, (-1, num_bands)).transpose(1, 2).flatten(1)
+        ours[our_name] = tensor
+    return ours
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> tuple[ConformerConfig, int]:
+    """Sizes and number of stem channels, read off the tensors that show them."""
+    first = "conformer.layers.0"
+    telling = {
+        "conv.conv.0.conv1.weight": 4,
+        f"{first}.ffn1.intermediate_dense.weight": 2,
+        f"{first}.conv_module.depthwise_conv.weight": 3,
+        FREQUENCIES: 1,
+    }
+    for name, ndim in telling.items():
+        if name not in tensors or tensors[name].ndim != ndim:
+            found = f"it is {tuple(tensors[name].shape)}" if name in tensors else "it is missing"
+            raise ValueError(
+                f"these tensors are not a MusicFM checkpoint: '{name}' has {ndim} axes there, here {found}"
+            )
+    stem, ffn, depthwise, frequencies = (tensors[name] for name in telling)
+    layers = {int(m[1]) for name in tensors if (m := re.match(r"conformer\.layers\.(\d+)\.", name))}
+    dim = ffn.shape[1]
+    num_heads = dim // (2 * max(1, len(frequencies)))
+    return ConformerConfig(dim, max(1, num_heads), len(ffn), max(layers) + 1, depthwise.shape[-1]), len(stem)
+
+
+def _num_codes(tensors: Mapping[str, Tensor]) -> int:
+    for name in ("linear.weight", f"{QUANTISER}.codebook"):
+        if name in tensors and tensors[name].ndim == 2:
+            return len(tensors[name])
+    return 4096
+
+
+def _check_front_end(tensors: Mapping[str, Tensor], config: ConformerConfig) -> None:
+    """Tables that we compute ourselves have to be those of the checkpoint."""
+    mel = LogMel(SAMPLE_RATE_HZ, FFT_SAMPLES, MEL_HOP_SAMPLES, NUM_MEL_BANDS)
+    ours = {
+        FILTERS: mel.filters,
+        WINDOW: mel.window,
+        FREQUENCIES: rotary_frequencies(config.dim // config.num_heads),
+    }
+    for name, table in ours.items():
+        if name in tensors and not torch.allclose(tensors[name].float(), table, rtol=1e-5, atol=1e-6):
+            difference = float((tensors[name].float() - table).abs().max())
+            raise ValueError(
+                f"'{name}' differs from MusicFM's by up to {difference:.1e}: a model with another front end or "
+                "positions, which this class does not compute"
+            )
+
+
+# Registry --------------------------------------------------------------------------------------------
+
+
+def _register(
+    name: str, corpus: str, statistics: Statistics, checkpoint: OfficialFile, config: OfficialFile
+) -> None:
+    BACKBONES.add(
+        name,
+        BackboneSpec(
+            name=name,
+            summary=f"MusicFM, 12 conformer blocks, 1024-d at 25 Hz, trained on {corpus}",
+            build=partial(build, statistics),
+            from_published=partial(from_published, statistics=statistics),
+            weights=OfficialWeights(
+                checkpoint=checkpoint,
+                config=config,
+                licence="MIT",
+                licence_note="As declared on the model card of minzwon/MusicFM.",
+                default_config={
+                    "melspec_2048_mean": statistics.mean_db,
+                    "melspec_2048_std": statistics.std_db,
+                },
+            ),
+            weights_licence="MIT",
+            commercial_use=True,
+            published_parameters=PUBLISHED_PARAMETERS,
+            recommended_layer=7,
+            notes=(
+                "Layer 7 is what its authors recommend for frozen features, in float32.",
+                "Layer 12 has passed the encoder's final norm, layers 0 to 11 have not.",
+            ),
+        ),
+    )
+
+
+_register(
+    "musicfm-msd",
+    "the Million Song Dataset",
+    MSD,
+    OfficialFile(
+        "minzwon/MusicFM",
+        "pretrained_msd.pt",
+        1_316_802_088,
+        "218b483a0256ddef736267425fabb166fd97008983696bb9270def464b47bded",
+    ),
+    OfficialFile(
+        "minzwon/MusicFM",
+        "msd_stats.json",
+        2_277,
+        "c36c61ab10ca4d2e7fdfefc3fcc15205316bec276a06a47baa3641a62c546f22",
+        hash_source="spec",
+    ),
+)
+_register(
+    "musicfm-fma",
+    "the Free Music Archive",
+    FMA,
+    OfficialFile(
+        "minzwon/MusicFM",
+        "pretrained_fma.pt",
+        1_316_802_154,
+        "68392eee13d34c2941b3761934abb6b1e67b2e9df498695bda2ea5c1087d4b96",
+        mismatch_hint="The file offered before 2024-02-13 was a wrong one, as its authors said; fetch it again.",
+    ),
+    OfficialFile(
+        "minzwon/MusicFM",
+        "fma_stats.json",
+        2_281,
+        "5416e468018bae68c6231d4cbb2b11f0d11c04e6437881505ae427a3f8344904",
+    ),
+)
