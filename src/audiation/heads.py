@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class ProbeHead(nn.Module):
     """The probe of jukemir: dropout on the input, then a linear map, or a hidden layer with ReLU and dropout.
 
-    `(..., D)` pooled vectors -> `(..., C)` logits (Castellon, Donahue & Liang 2021; their linear probe has dropout
-    too, on its input).
+    `(..., D)` pooled vectors -> `(..., C)` logits (Castellon, Donahue & Liang 2021; their linear probe
+    too has dropout on its input).
 
     Args:
         dim: D.
@@ -21,8 +21,8 @@ class ProbeHead(nn.Module):
         hidden_size: width of the one hidden layer; None: linear.
         dropout: probability of setting a value to zero while training.
         input_dropout: whether the input is dropped as well.
-        generator: source of the initial weights (those of `nn.Linear`: uniform in 1 / sqrt(inputs)). None: torch's
-            global stream.
+        generator: source of the initial weights (those of `nn.Linear`: uniform in 1 / sqrt(inputs)). None:
+            torch's global stream.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ProbeHead(nn.Module):
         self.output = _linear(dim if hidden_size is None else hidden_size, num_outputs, generator)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`(..., D)` -> `(..., C)`. `generator` draws the dropout masks while training (None: global stream)."""
+        """`(..., D)` -> `(..., C)`. `generator` draws the dropout masks in training (None: global stream)."""
         if self.input_dropout:
             x = self._drop(x, generator)
         if self.hidden is not None:

@@ -1,4 +1,4 @@
-"""Train one probe on stored vectors by the rules of jukemir (Castellon, Donahue & Liang 2021, and their code).
+"""Train one probe on stored vectors by the rules of jukemir (Castellon, Donahue & Liang 2021; their code).
 
 Shape letters: `N` training windows, `M` validation windows, `D` width of a vector, `C` outputs.
 """
@@ -21,7 +21,7 @@ PATIENCE_EVALUATIONS = 256
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """One configuration of the grid of jukemir; the defaults are the one that is used when no grid is searched.
+    """One configuration of the grid of jukemir; the defaults are the one used when no grid is searched.
 
     standardise: each feature to mean 0 and deviation 1, fitted on the training vectors.
     hidden_size: units of the one hidden layer; None: linear.
@@ -81,7 +81,7 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class ProbeFit:
-    """A trained probe. `state` holds the weights after `best_step` updates; `last_step` is where training ended."""
+    """A trained probe: weights after `best_step` updates; training ended at `last_step`."""
 
     config: ProbeConfig
     num_outputs: int
@@ -119,19 +119,20 @@ def train_probe(
     allow_missing_classes: bool = False,
     progress: Callable[[Evaluation], None] | None = None,
 ) -> ProbeFit:
-    """Train until the validation score has not improved for 256 evaluations in a row, and keep the best state.
+    """Train until the validation score has not improved 256 evaluations in a row; keep the best state.
 
-    Adam with a constant learning rate. One step is one batch drawn without replacement from the whole training
-    set, independently of the steps before: there are no epochs. The validation split is looked at every 8 steps,
-    the first time before any update. An improvement is a strictly larger score. The test for stopping stands in
-    front of the next evaluation, so the last 8 updates are made and discarded. There is no other limit.
+    Adam with a constant learning rate. One step is one batch drawn without replacement from the whole
+    training set, independently of the steps before: there are no epochs. The validation split is looked at
+    every 8 steps, the first time before any update. An improvement is a strictly larger score. The test for
+    stopping stands in front of the next evaluation, so the last 8 updates are made and discarded. There is
+    no other limit.
 
     Args:
         train_vectors: `(N, D)`, one row per window: each is an example of its own.
         train_annotations: N annotations, encoded by `target`.
         valid_vectors: `(M, D)`.
-        score: `(M, C)` logits -> number, larger is better. Combines the windows of a track if there are several
-            (see `mean_per_track`), decodes and applies the selecting metric.
+        score: `(M, C)` logits -> number, larger is better. Combines the windows of a track
+            where there are several (`mean_per_track`), decodes and applies the selecting metric.
         allow_missing_classes: train although a class of the target never occurs in the training split.
         progress: called after every evaluation.
 
@@ -180,7 +181,7 @@ def train_probe(
 
 
 def mean_per_track(outputs: Tensor, track_of_window: Tensor) -> Tensor:
-    """Average the rows of each track: `(M, C)`, `(M,)` numbers 0..K-1 -> `(K, C)`. Every track has a window."""
+    """Average the rows of each track: `(M, C)`, `(M,)` track numbers 0..K-1 -> `(K, C)`."""
     counts = torch.bincount(track_of_window)
     if bool((counts == 0).any()):
         raise ValueError(f"track number {int((counts == 0).nonzero()[0])} has no window")
@@ -215,8 +216,8 @@ def _check(
         missing = [str(target.decode(one_hot[i])) for i in range(target.num_outputs) if i not in seen]
         if missing:
             raise ValueError(
-                f"the training split has no example of {', '.join(missing)}. Use more data or another split, or "
-                "pass allow_missing_classes=True: these classes can then never be learned."
+                f"the training split has no example of {', '.join(missing)}. Use more data or another split, "
+                "or pass allow_missing_classes=True: these classes can then never be learned."
             )
     return targets
 

@@ -34,14 +34,16 @@ class Protocol:
     def describe(self) -> str:
         """A paragraph for people."""
         layer = "layers are searched" if self.search_layers else "one layer, named by the run"
-        several = len(self.probes) > 1
-        configurations = f"best of {len(self.probes)} probes on validation" if several else "one probe"
-        detail = "" if several else f" ({_describe_probe(self.probes[0])})"
+        if len(self.probes) == 1:
+            probes = f"one probe ({_describe_probe(self.probes[0])})"
+        else:
+            probes = f"best of {len(self.probes)} probes on validation"
         text = (
-            f"Frozen backbone, {layer}, {self.pooling} over the frames of a window; {configurations}{detail}; Adam, "
-            f"the task's first metric on validation every {EVALUATE_EVERY_STEPS} steps, best state after "
-            f"{PATIENCE_EVALUATIONS} looks without improvement, tested once. Windows of a track are examples of "
-            f"their own in training and are averaged for its answer, as the task says. Rules of {self.source}."
+            f"Frozen backbone, {layer}, {self.pooling} over the frames of a window; {probes}; Adam; "
+            f"the task's first metric on validation every {EVALUATE_EVERY_STEPS} steps, "
+            f"best state after {PATIENCE_EVALUATIONS} looks without improvement, tested once. "
+            "Windows of a track are examples of their own in training and are averaged for its answer, "
+            f"as the task says. Rules of {self.source}."
         )
         return f"{text} {self.caveat}".strip()
 

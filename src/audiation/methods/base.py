@@ -54,7 +54,7 @@ def parse_method(text: str) -> Any:
 
 
 def _parse_value(text: str, kind: Any, where: str) -> Any:
-    """Text -> int, float, bool, str, one of a Literal, or any of these or None. ValueError says what is allowed."""
+    """Text -> int, float, bool, str, one of a Literal, or None. ValueError says what is allowed."""
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if type(None) in options and text.lower() == "none":

@@ -1,0 +1,400 @@
+"""Results: what was run, how well it did and how sure that is, beside what others have published."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import importlib.resources
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from audiation.metrics import Metric
+
+SCHEMA_VERSION = 1
+RESAMPLES_PER_BLOCK = 100  # bounds the memory of a vectorised bootstrap
+
+
+class ResultError(ValueError):
+    """A result that contradicts itself or a result file that cannot be read. Says which field is wrong."""
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was asked for and what came out for one test track, as text (`str(annotation)`)."""
+
+    track_id: str
+    reference: str
+    estimate: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test track without an answer, and why."""
+
+    track_id: str
+    reason: str
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    packages = ("audiation", "torch", "numpy", "librosa")
+    return {name: importlib.metadata.version(name) for name in packages} | {
+        "python": platform.python_version()
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of one run; everything needed to repeat it and to compute its scores again.
+
+    run: the `Run` as a dict (backbone, task, method, protocol, layer, seed, ...) with what it resolved to
+        (weights_hash, protocol_version, chunk policy).
+    scores: metric -> score; the first metric is the one that selected.
+    intervals: metric -> bootstrap interval, None where one track is all there is.
+    num_test_tracks: test tracks that were scored.
+    num_official_test_tracks: test tracks the official split has.
+    num_parameters: trained ones.
+    best_step: updates after which the kept state was found.
+    predictions: one per scored track.
+    created: UTC, ISO 8601.
+
+    Raises:
+        ResultError: fields that contradict each other, or a number that is not finite.
+    """
+
+    run: dict[str, Any]
+    scores: dict[str, float]
+    intervals: dict[str, Interval | None]
+    num_test_tracks: int
+    num_official_test_tracks: int
+    split_hash: str
+    failures: tuple[Failure, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    num_parameters: int = 0
+    train_seconds: float = 0.0
+    best_step: int = 0
+    versions: dict[str, str] = field(default_factory=current_versions)
+    created: str = field(default_factory=_now)
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "task", "method", "protocol"):
+            if not isinstance(self.run.get(name), str):
+                raise ResultError(f"run.{name} must be a name, got {self.run.get(name)!r}")
+        if not self.scores or self.scores.keys() != self.intervals.keys():
+            raise ResultError(
+                f"scores and intervals must name the same metrics, "
+                f"got {', '.join(self.scores) or 'none'} and {', '.join(self.intervals) or 'none'}"
+            )
+        for metric, score in self.scores.items():
+            interval = self.intervals[metric]
+            numbers = [score, *(interval or ())]
+            if not all(math.isfinite(n) for n in numbers):
+                raise ResultError(f"{metric} has a number that is not finite: {numbers}")
+            if interval is not None and interval.low > interval.high:
+                raise ResultError(f"the interval of {metric} ends before it starts: {list(interval)}")
+        if not 0 < self.num_test_tracks <= self.num_official_test_tracks:
+            raise ResultError(
+                f"{self.num_test_tracks} scored tracks of {self.num_official_test_tracks} in the test split"
+            )
+        if self.predictions and len(self.predictions) != self.num_test_tracks:
+            raise ResultError(f"{len(self.predictions)} predictions for {self.num_test_tracks} scored tracks")
+
+    @property
+    def coverage(self) -> float:
+        """Share of the official test split that was scored; below 1 the result is partial."""
+        return self.num_test_tracks / self.num_official_test_tracks
+
+    def to_json(self) -> str:
+        record = {"schema_version": SCHEMA_VERSION, "coverage": self.coverage} | asdict(self)
+        return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """Inverse of `to_json`. Raises ResultError naming the field that is missing, unknown or wrong."""
+        try:
+            record = json.loads(text, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            raise ResultError(f"not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ResultError(f"a result is a JSON object, got {type(record).__name__}")
+        if record.pop("schema_version", None) != SCHEMA_VERSION:
+            raise ResultError(
+                f"schema_version must be {SCHEMA_VERSION}; another version of audiation wrote this"
+            )
+        coverage = record.pop("coverage", None)
+        names = {f.name for f in fields(cls)}
+        for problem, differing in (("lacks", names - record.keys()), ("has unknown", record.keys() - names)):
+            if differing:
+                raise ResultError(f"the result {problem} {', '.join(sorted(differing))}")
+        for name, kind in _KINDS.items():
+            record[name] = _checked(record[name], kind, name)
+        record["intervals"] = {m: _interval(v, f"intervals.{m}") for m, v in record["intervals"].items()}
+        record["failures"] = tuple(Failure(**r) for r in _rows(record["failures"], Failure, "failures"))
+        record["predictions"] = tuple(
+            Prediction(**r) for r in _rows(record["predictions"], Prediction, "predictions")
+        )
+        for name in ("scores", "versions"):
+            kind = (int, float) if name == "scores" else (str,)
+            record[name] = {k: _checked(v, kind, f"{name}.{k}") for k, v in record[name].items()}
+        result = cls(**record)
+        if coverage != result.coverage:
+            raise ResultError(f"coverage is {coverage}, but the counts say {result.coverage}")
+        return result
+
+    def save(self, path: Path) -> None:
+        """Write `to_json`, so that a reader never sees half a file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Read a file written by `save`. Raises FileNotFoundError, or ResultError naming the file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (ResultError, UnicodeDecodeError) as error:
+            raise ResultError(f"{path} is not a usable result: {error}") from None
+
+
+# Uncertainty ------------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    metric: Metric,
+    references: Sequence[Any],
+    estimates: Sequence[Any],
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile bootstrap over tracks: how far the score would move with other tracks of the same kind.
+
+    It knows nothing of the spread over training seeds. A metric that is a mean over tracks (`per_track`)
+    is resampled from its per-track values; any other is computed once per resample.
+
+    Returns:
+        None for one track, whose resamples are all alike and would look like certainty.
+
+    Raises:
+        ValueError: no tracks, lists of different lengths, or a resample whose score is not finite.
+    """
+    num_tracks = len(references)
+    if num_tracks == 0 or num_tracks != len(estimates):
+        raise ValueError(
+            f"a bootstrap needs pairs, got {num_tracks} references and {len(estimates)} estimates"
+        )
+    if not (0 < confidence < 1 and num_resamples >= 1):
+        raise ValueError(f"confidence in (0, 1) and resamples >= 1, got {confidence} and {num_resamples}")
+    if num_tracks == 1:
+        return None
+    generator = np.random.default_rng(seed)
+    values, per_track = None, getattr(metric, "per_track", None)
+    if per_track is not None:
+        values = np.asarray(per_track(references, estimates), dtype=np.float64)
+    scores: list[float] = []
+    while len(scores) < num_resamples:
+        block = min(RESAMPLES_PER_BLOCK, num_resamples - len(scores))
+        draws = generator.integers(0, num_tracks, (block, num_tracks))
+        if values is not None:
+            scores.extend(values[draws].mean(axis=1))
+        else:
+            scores.extend(
+                metric.compute([references[i] for i in draw], [estimates[i] for i in draw]) for draw in draws
+            )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{metric.name} is not defined on every resample of {num_tracks} tracks")
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(scores, [tail, 100 - tail])
+    return Interval(float(low), float(high))
+
+
+# Published numbers ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A number as printed in a paper; percentages are turned into fractions."""
+
+    paper: str
+    table: str
+    system: str
+    method: str
+    task: str
+    dataset: str
+    metric: str
+    value: float
+    note: str
+
+
+def published_rows(
+    task: str, dataset: str, metric: str | None = None, systems: Sequence[str] | None = None
+) -> list[PublishedScore]:
+    """Published numbers for a question and data set, for example `("key", "giantsteps_key", "key_weighted")`.
+
+    Args:
+        systems: names as printed, for example ("CHROMA", "MFCC"), in the order wanted; None: all.
+
+    Raises:
+        ValueError: nothing is published under these names; lists what is.
+    """
+    everything = [r for r in _published() if (r.task, r.dataset) == (task, dataset)]
+    found = [r for r in everything if metric in (None, r.metric)]
+    if not found:
+        known = sorted({r.metric for r in everything} or {f"{r.task}/{r.dataset}" for r in _published()})
+        raise ValueError(f"no published numbers for {task}/{dataset}/{metric}. Known: {', '.join(known)}.")
+    if systems is None:
+        return found
+    unknown = [s for s in systems if s not in {r.system for r in found}]
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} has no published number for {task}/{dataset}. "
+            f"Systems: {', '.join(sorted({r.system for r in found}))}."
+        )
+    return [r for s in systems for r in found if r.system == s]
+
+
+@functools.cache
+def _published() -> tuple[PublishedScore, ...]:
+    path = importlib.resources.files("audiation").joinpath("data/published_results.json")
+    names = [f.name for f in fields(PublishedScore)]
+    rows = []
+    for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
+        scale = 0.01 if record["unit"] == "percent" else 1.0
+        # Rounding removes what the multiplication adds: 56.5 % is 0.565.
+        rows.append(
+            PublishedScore(**{n: record[n] for n in names} | {"value": round(record["value"] * scale, 6)})
+        )
+    return tuple(rows)
+
+
+# The table --------------------------------------------------------------------------------------------
+
+_DATASET_TITLES = {"giantsteps_key": "GiantSteps", "gtzan_genre": "GTZAN", "gtzan_key": "GTZAN"}
+_PAPER_TITLES = {"petl": "PETL", "musicfm": "MusicFM", "thesis": "MARBLE/MERT thesis"}
+
+
+def render_table(
+    results: Sequence[Result],
+    published: Sequence[PublishedScore] = (),
+    *,
+    published_data_is_other: bool = True,
+    title: str = "Results",
+) -> Table:
+    """One table: a row per result and metric, then, set apart and labelled in words, the published numbers.
+
+    Args:
+        published_data_is_other: the published numbers were measured on other recordings than `results`, which
+            each of their rows then says.
+    """
+    table = Table(title=title, title_justify="left")
+    for name in ("source", "representation", "task", "metric"):
+        table.add_column(name, overflow="fold")
+    for name in ("score", "95 % interval", "test tracks"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in sorted(results, key=lambda r: r.run["task"]):
+        for metric, score in result.scores.items():
+            interval = result.intervals[metric]
+            table.add_row(
+                "this run",
+                _representation(result),
+                result.run["task"],
+                metric,
+                Text(f"{score:.3f}", style="bold"),
+                "-" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}",
+                _tracks(result),
+            )
+    table.add_section()
+    for row in published:
+        data = _DATASET_TITLES.get(row.dataset, row.dataset)
+        label = f"published, other data: {data}" if published_data_is_other else f"published: {data}"
+        source = f"{row.system} ({_PAPER_TITLES.get(row.paper, row.paper)}, {row.table})"
+        cells = (label, source, row.task, row.metric, f"{row.value:.3f}", "not published", "-")
+        table.add_row(*(Text(cell, style="dim italic") for cell in cells))
+    num_failures = sum(len(r.failures) for r in results)
+    if num_failures:
+        table.caption = f"{num_failures} test tracks failed; the result files say which and why."
+    return table
+
+
+def _representation(result: Result) -> str:
+    layer = result.run.get("layer")
+    return f"{result.run['backbone']}, layer {layer}" if layer else result.run["backbone"]
+
+
+def _tracks(result: Result) -> Text:
+    counts = f"{result.num_test_tracks}/{result.num_official_test_tracks}"
+    if result.coverage == 1:
+        return Text(counts)
+    return Text(f"{counts} ({result.coverage:.0%}, partial)", style="bold red")
+
+
+# Reading what somebody may have edited ----------------------------------------------------------------
+
+_NUMBER = (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "run": (dict,),
+    "scores": (dict,),
+    "intervals": (dict,),
+    "num_test_tracks": (int,),
+    "num_official_test_tracks": (int,),
+    "split_hash": (str,),
+    "failures": (list,),
+    "predictions": (list,),
+    "num_parameters": (int,),
+    "train_seconds": _NUMBER,
+    "best_step": (int,),
+    "versions": (dict,),
+    "created": (str,),
+}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ResultError(f"{name} is not a number a result can hold")
+
+
+def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ResultError(f"{where} must be {kinds[-1].__name__}, got {value!r}")
+    return value
+
+
+def _interval(value: Any, where: str) -> Interval | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise ResultError(f"{where} must be two numbers or null, got {value!r}")
+    return Interval(*(_checked(v, _NUMBER, where) for v in value))
+
+
+def _rows(rows: list[Any], kind: type, where: str) -> list[dict[str, str]]:
+    names = {f.name for f in fields(kind)}
+    for i, row in enumerate(rows):
+        if (
+            not isinstance(row, dict)
+            or row.keys() != names
+            or not all(isinstance(v, str) for v in row.values())
+        ):
+            raise ResultError(f"{where}[{i}] must hold the texts {', '.join(sorted(names))}, got {row!r}")
+    return rows
