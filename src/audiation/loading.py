@@ -10,12 +10,13 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.cache import cache_dir, keep_text
@@ -80,16 +81,31 @@ def load_backbone(
             found = _find(spec, weights, config, allow_unverified_hash)
             backbone = _build_published(spec, found, num_layers)
     backbone.name = name
-    if precision != "fp32":
-        _set_precision(backbone, precision)
+    set_precision(backbone, precision)
     return backbone.eval().to(device)
 
 
-def _set_precision(backbone: Backbone, precision: Precision) -> None:
-    setter: Callable[[str], None] | None = getattr(backbone, "set_precision", None)
-    if setter is None:
+def set_precision(backbone: Backbone, precision: Precision) -> None:
+    """Compute stem and encoder in bfloat16; inputs, front ends and batch norm statistics stay float32.
+
+    Only parameters are cast: tables of a front end are buffers. One way: rounded weights do not come back.
+
+    Raises:
+        ValueError: a backbone without parameters.
+    """
+    if precision == backbone.precision:
+        return
+    if precision == "fp32":
+        raise ValueError(f"{backbone.name} is in {backbone.precision} and has lost the rest: load it again")
+    parts = [part for part in (backbone.stem, backbone.encoder) if part is not None]
+    if not any(True for part in parts for _ in part.parameters()):
         raise ValueError(f"'{backbone.name}' computes in float32 only, got precision={precision!r}")
-    setter(precision)
+    for module in (module for part in parts for module in part.modules()):
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                rounded = parameter.detach().to(torch.bfloat16)
+                setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
+    backbone.precision = precision
 
 
 def _build_without_weights(
