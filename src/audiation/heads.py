@@ -60,8 +60,8 @@ class ProbeHead(nn.Module):
         # F.dropout cannot take a generator, and a run must not depend on who else uses the global stream.
         if not self.training or self.dropout == 0.0:
             return x
-        keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
-        return x * keep.to(x.dtype).mul_(1.0 / (1.0 - self.dropout))
+        uniform = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        return x * uniform.ge_(self.dropout).mul_(1.0 / (1.0 - self.dropout))
 
 
 def _linear(num_inputs: int, num_outputs: int, generator: torch.Generator | None) -> nn.Linear:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -308,16 +309,17 @@ def render_table(
         published_data_is_other: the published numbers were measured on other recordings than `results`, which
             each of their rows then says.
     """
-    table = Table(title=title, title_justify="left")
-    for name in ("source", "representation", "task", "metric"):
+    table = Table(
+        title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for name in ("representation", "task", "metric"):
         table.add_column(name, overflow="fold")
-    for name in ("score", "95 % interval", "test tracks"):
+    for name in ("score", "95 % interval", "tracks"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in sorted(results, key=lambda r: r.run["task"]):
         for metric, score in result.scores.items():
             interval = result.intervals[metric]
             table.add_row(
-                "this run",
                 _representation(result),
                 result.run["task"],
                 metric,
@@ -328,13 +330,15 @@ def render_table(
     table.add_section()
     for row in published:
         data = _DATASET_TITLES.get(row.dataset, row.dataset)
-        label = f"published, other data: {data}" if published_data_is_other else f"published: {data}"
-        source = f"{row.system} ({_PAPER_TITLES.get(row.paper, row.paper)}, {row.table})"
-        cells = (label, source, row.task, row.metric, f"{row.value:.3f}", "not published", "-")
+        label = f"published, other\ndata: {data}" if published_data_is_other else f"published: {data}"
+        source = f"{row.system} ({_PAPER_TITLES.get(row.paper, row.paper)})\n{label}"
+        cells = (source, row.task, row.metric, f"{row.value:.3f}", "not published", "-")
         table.add_row(*(Text(cell, style="dim italic") for cell in cells))
     num_failures = sum(len(r.failures) for r in results)
+    notes = ["Published numbers follow the protocol of their paper."] if published else []
     if num_failures:
-        table.caption = f"{num_failures} test tracks failed; the result files say which and why."
+        notes.append(f"Failed test tracks: {num_failures}; the result files say which and why.")
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 
 
@@ -344,10 +348,9 @@ def _representation(result: Result) -> str:
 
 
 def _tracks(result: Result) -> Text:
+    """How many of the official test tracks were scored: what the coverage is made of."""
     counts = f"{result.num_test_tracks}/{result.num_official_test_tracks}"
-    if result.coverage == 1:
-        return Text(counts)
-    return Text(f"{counts} ({result.coverage:.0%}, partial)", style="bold red")
+    return Text(counts) if result.coverage == 1 else Text(f"{counts}\npartial", style="bold red")
 
 
 # Reading what somebody may have edited ----------------------------------------------------------------

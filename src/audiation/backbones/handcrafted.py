@@ -52,8 +52,6 @@ class Handcrafted(Backbone):
     chroma differs by about 1e-3 between versions, and stored features of two versions must not be mixed.
     """
 
-    weights_hash: str
-
     def __init__(
         self, name: str, frames: Callable[[np.ndarray], np.ndarray], num_features: int, moments: bool
     ) -> None:
