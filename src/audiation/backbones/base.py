@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         encoder: the blocks with their sockets, or None (then no PETL).
         weights_hash: identifies the weights (a version string where there are none); stored with features.
         precision: "fp32" or "bf16", what `forward` computes in; stored with features.
+        arithmetic: what the device multiplies in; float32 for bf16 where it has no such instructions.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Backbone(nn.Module):
     weights_hash: str = "none"
     weights_source: str = "none needed"
     precision: str = "fp32"
+    arithmetic: str = "fp32"
 
     def __init__(self) -> None:
         super().__init__()
