@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec, HiddenStates
@@ -435,3 +436,109 @@ def test_the_fixed_waveform_is_the_same_everywhere():
         sweep = math.sin(2 * math.pi * (50.0 + 900.0 * t) * t)
         expected = 0.1 * chord + 0.2 * sweep + 0.005 * ((bits >> 40) / 2**23 - 1.0)
         assert waveform[n].item() == pytest.approx(expected, abs=1e-7)
+
+
+# Real families, from tiny checkpoints with official names ------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Description, checkpoint and recorded numbers of a golden file; the checkpoint has `prefix`."""
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    checkpoint = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    return json.loads((GOLDEN / f"{name}.json").read_text()), checkpoint, tensors
+
+
+@pytest.fixture
+def musicfm_folder(hub: Hub, tmp_path: Path) -> Path:
+    """As published: `state_dict` with the prefix "model.", and the statistics beside it."""
+    described, checkpoint, _ = golden("musicfm_tiny", "model.")
+    statistics = {f"melspec_2048_{key}": value for key, value in described["normalisation"].items()}
+    hub.put("tiny/musicfm", "pretrained_msd.pt", checkpoint)
+    hub.put("tiny/musicfm", "msd_stats.json", statistics)
+    return hub.root / "tiny/musicfm"
+
+
+@pytest.fixture
+def mert_folder(hub: Hub) -> Path:
+    described, checkpoint, _ = golden("mert_tiny_base", "param.")
+    tensors = {name.removeprefix("param."): tensor for name, tensor in checkpoint.items()}
+    hub.put("tiny/mert", "config.json", described["config"])
+    torch.save(tensors, hub.root / "tiny/mert/pytorch_model.bin")
+    return hub.root / "tiny/mert"
+
+
+def without_records(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Register `name`-tiny: the family's own functions, with nothing known of sizes and hashes."""
+    spec = BACKBONES[name]
+    tiny = BackboneSpec(f"{name}-tiny", "", spec.build, spec.from_published)
+    monkeypatch.setitem(BACKBONES._entries, tiny.name, tiny)
+
+
+def test_a_musicfm_checkpoint_gives_the_recorded_states(
+    musicfm_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    without_records(monkeypatch, "musicfm-msd")
+    backbone = load_backbone("musicfm-msd-tiny", musicfm_folder)
+    _, _, recorded = golden("musicfm_tiny", "model.")
+    with torch.no_grad():
+        computed = backbone(recorded["io.wav"]).layers
+    for i in range(4):
+        torch.testing.assert_close(computed[i], recorded[f"io.hidden.{i}"], rtol=0, atol=2e-5)
+
+
+def test_a_mert_checkpoint_gives_the_recorded_states(mert_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    without_records(monkeypatch, "mert-v1-95m")
+    backbone = load_backbone("mert-v1-95m-tiny", mert_folder)
+    _, _, recorded = golden("mert_tiny_base", "param.")
+    with torch.no_grad():
+        computed = backbone(recorded["in.waveform_raw"][None]).layers
+    for i in range(4):
+        torch.testing.assert_close(computed[i], recorded["out.hidden_states"][i], rtol=1e-4, atol=2e-5)
+
+
+def test_both_spellings_of_weight_norm_have_one_hash(mert_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    without_records(monkeypatch, "mert-v1-95m")
+    old = load_backbone("mert-v1-95m-tiny", mert_folder)
+    path = mert_folder / "pytorch_model.bin"
+    tensors = torch.load(path)
+    for before, after in (("weight_g", "original0"), ("weight_v", "original1")):
+        name = f"encoder.pos_conv_embed.conv.{before}"
+        tensors[name.replace(before, f"parametrizations.weight.{after}")] = tensors.pop(name)
+    torch.save(tensors, path)
+    assert load_backbone("mert-v1-95m-tiny", path).weights_hash == old.weights_hash
+
+
+@pytest.mark.parametrize("name", ["mert-v0", "mert-v0-public", "mert-v1-95m", "mert-v1-330m"])
+def test_another_size_is_refused_for_mert(mert_folder: Path, name: str):
+    with pytest.raises(WeightsError, match=rf"config\.json is not {name}'s: it says hidden_size = 32"):
+        load_backbone(name, mert_folder)
+    (mert_folder / "config.json").unlink()
+    with pytest.raises(
+        WeightsError, match=rf"cannot make {name} from .*pytorch_model\.bin.*of another shape"
+    ):
+        load_backbone(name, mert_folder)
+
+
+def test_one_familys_checkpoint_is_refused_by_the_other(musicfm_folder: Path, mert_folder: Path):
+    with pytest.raises(WeightsError, match=r"cannot make mert-v1-95m .*missing: .*unexpected: 'model\."):
+        load_backbone("mert-v1-95m", musicfm_folder / "pretrained_msd.pt")
+    with (
+        pytest.warns(UnverifiedWeightsWarning),
+        pytest.raises(WeightsError, match=r"not a MusicFM checkpoint: 'conv\.conv\.0\.conv1\.weight'"),
+    ):
+        load_backbone("musicfm-fma", mert_folder / "pytorch_model.bin", allow_unverified_hash=True)
+
+
+def test_musicfm_files_are_bound_to_their_checkpoint(musicfm_folder: Path):
+    with pytest.raises(WeightsError, match=r"pretrained_msd\.pt is musicfm-msd's file"):
+        load_backbone("musicfm-fma", musicfm_folder)
+    (musicfm_folder / "pretrained_msd.pt").rename(musicfm_folder / "pretrained_fma.pt")
+    with pytest.raises(
+        WeightsError, match=r"msd_stats\.json belongs to musicfm-msd; musicfm-fma needs fma_stats"
+    ):
+        load_backbone("musicfm-fma", musicfm_folder)
+    (musicfm_folder / "msd_stats.json").unlink()
+    with pytest.raises(WeightsError, match=r"of 1,316,802,154 bytes: truncated.*before 2024-02-13"):
+        load_backbone("musicfm-fma", musicfm_folder)

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
+from audiation.backbones.precision import Precision, set_precision
 from audiation.cache import cache_dir, keep_text
 from audiation.fingerprint import check_fingerprint
 from audiation.weights import (
@@ -34,8 +34,6 @@ from audiation.weights import (
     tensors_hash,
     verify_file,
 )
-
-Precision = Literal["fp32", "bf16"]
 
 
 def load_backbone(
@@ -70,9 +68,7 @@ def load_backbone(
     spec = BACKBONES[name]
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # whatever a constructor draws, the caller's generator does not see
+    with torch.random.fork_rng(devices=[]):  # whatever a constructor draws, the caller's generator stays
         if spec.from_published is None:
             backbone = _build_without_weights(spec, weights, num_layers, config)
         elif weights == "random":
@@ -81,31 +77,9 @@ def load_backbone(
             found = _find(spec, weights, config, allow_unverified_hash)
             backbone = _build_published(spec, found, num_layers)
     backbone.name = name
+    backbone.eval().to(device)
     set_precision(backbone, precision)
-    return backbone.eval().to(device)
-
-
-def set_precision(backbone: Backbone, precision: Precision) -> None:
-    """Compute stem and encoder in bfloat16; inputs, front ends and batch norm statistics stay float32.
-
-    Only parameters are cast: tables of a front end are buffers. One way: rounded weights do not come back.
-
-    Raises:
-        ValueError: a backbone without parameters.
-    """
-    if precision == backbone.precision:
-        return
-    if precision == "fp32":
-        raise ValueError(f"{backbone.name} is in {backbone.precision} and has lost the rest: load it again")
-    parts = [part for part in (backbone.stem, backbone.encoder) if part is not None]
-    if not any(True for part in parts for _ in part.parameters()):
-        raise ValueError(f"'{backbone.name}' computes in float32 only, got precision={precision!r}")
-    for module in (module for part in parts for module in part.modules()):
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                rounded = parameter.detach().to(torch.bfloat16)
-                setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
-    backbone.precision = precision
+    return backbone
 
 
 def _build_without_weights(
@@ -175,6 +149,7 @@ def _find(
             if path.is_dir()
             else path
         )
+        _refuse_siblings_checkpoint(spec, checkpoint)
         config_path = _config_beside(spec, checkpoint)
         source = f"file:{checkpoint.name}"
     elif re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(weights)) and not str(weights).endswith(
@@ -187,7 +162,6 @@ def _find(
             f"weights='{weights}' is no file or directory here and no Hub id (owner/name). "
             f"Leave it away for the official weights of {spec.name}, or use 'random'."
         )
-    _refuse_siblings_checkpoint(spec, checkpoint)
     if official is not None:
         verify_file(checkpoint, official.checkpoint, allow_unverified_hash, _known_hashes(spec))
         if config_path is not None and official.config is not None:
