@@ -182,7 +182,7 @@ def test_unusable_data_is_refused_before_training(impatient):
         bad[7, 1] = value
         attempt("1 of 40 training vectors hold NaN or infinite values .the first is row 7", train=bad)
         attempt("validation vectors hold NaN", valid=bad)
-    attempt("no example of .*high", annotations=labels([0] * 40))
+    attempt("no example of high. ", annotations=labels([0] * 40))
     attempt("40 training vectors but 3 annotations", annotations=labels([0, 1, 0]))
     attempt("of one width", valid=vectors[:, :4])
     attempt("validation split has no vectors", valid=vectors[:0])

@@ -108,10 +108,25 @@ class Tempo:
 
 
 @dataclass(frozen=True)
+class Emotion:
+    """Arousal (calm to excited) and valence (sad to happy), on whatever scale the data set uses."""
+
+    arousal: float
+    valence: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.arousal) and math.isfinite(self.valence)):
+            raise ValueError(f"arousal and valence are finite, got {self.arousal} and {self.valence}")
+
+
+@dataclass(frozen=True)
 class Label:
     """One class out of a closed list, for example a genre or an instrument."""
 
     name: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -126,4 +141,4 @@ class Tags:
                 raise ValueError(f"tag '{tag}' has score {score}; scores lie in [0, 1]")
 
 
-Annotation = Key | Beats | Segments | Tempo | Label | Tags
+Annotation = Key | Beats | Segments | Tempo | Emotion | Label | Tags
