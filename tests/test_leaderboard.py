@@ -52,11 +52,7 @@ def agreement(per_track=True):
         calls.append(len(references))
         return float(np.mean([r == e for r, e in zip(references, estimates, strict=True)]))
 
-    metric = Metric("agreement", compute)
-    values = lambda references, estimates: [  # noqa: E731
-        float(r == e) for r, e in zip(references, estimates, strict=True)
-    ]
-    object.__setattr__(metric, "per_track", values if per_track else None)
+    metric = Metric("agreement", compute, per_track=(lambda r, e: float(r == e)) if per_track else None)
     return metric, calls
 
 

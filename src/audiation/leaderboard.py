@@ -211,9 +211,9 @@ def bootstrap_interval(
     if num_tracks == 1:
         return None
     generator = np.random.default_rng(seed)
-    values, per_track = None, getattr(metric, "per_track", None)
-    if per_track is not None:
-        values = np.asarray(per_track(references, estimates), dtype=np.float64)
+    values = None
+    if metric.per_track is not None:
+        values = np.array([metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)], float)
     scores: list[float] = []
     while len(scores) < num_resamples:
         block = min(RESAMPLES_PER_BLOCK, num_resamples - len(scores))
