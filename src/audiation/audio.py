@@ -299,13 +299,14 @@ class _Source:
 
     def _read(self, stop: int | None) -> np.ndarray:
         """The next block `(frames, channels)`, empty at the end of the file."""
-        count = max(1, BLOCK_VALUES // self.channels)
-        if stop is not None:
-            count = min(count, stop - self.position_frames)
+        ends = [
+            end for end in (stop, self.num_frames) if end is not None
+        ]  # never into bytes behind the audio
+        count = min([max(1, BLOCK_VALUES // self.channels), *(end - self.position_frames for end in ends)])
         try:
             block = self._sound.read(count, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise self._broke_off(f"decoding fails: {error}") from error
+            raise self._broke_off(f"decoding fails ({error})") from error
         self.position_frames += len(block)
         return block
 
@@ -313,7 +314,7 @@ class _Source:
         try:
             self.position_frames = self._sound.seek(frame)
         except soundfile.SoundFileError as error:
-            raise self._broke_off(f"seeking fails: {error}") from error
+            raise self._broke_off(f"seeking fails ({error})") from error
 
     def _check_last_sample(self, num_frames: int) -> None:
         """FLAC declares samples, not bytes: the last one can only be there if it can be decoded."""
