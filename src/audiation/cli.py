@@ -128,7 +128,11 @@ def evaluate(
     from audiation.leaderboard import Result
 
     if run is not None:
-        given = [n for n, v in (("--backbone", backbone), ("--task", task), ("--weights", weights)) if v is not None]
+        given = [
+            n
+            for n, v in (("--backbone", backbone), ("--task", task), ("--weights", weights))
+            if v is not None
+        ]
         if given:
             raise ValueError(f"--run repeats a stored run, so {', '.join(given)} cannot be given as well")
         chosen = Run.of(Result.load(run))
@@ -145,24 +149,18 @@ def evaluate(
     )  # fmt: skip
 
 
-def demo(
-    seed: int = 0,
-    num_clips: int = 480,
-    workers: int = 2,
-) -> None:
+def demo(workers: int = 2) -> None:
     """The main job end to end on real music: make `scores`, extract, probe, score, compare.
 
     Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains a probe
     for key and one for timbre on each, and prints one table. A second call reuses what is there.
 
     Args:
-        seed: of the data set and the probes.
-        num_clips: clips of 12 s to render.
-        workers: processes.
+        workers: processes that render and extract.
     """
     from audiation.demo import run_demo
 
-    run_demo(seed=seed, num_clips=num_clips, workers=workers)
+    run_demo(workers=workers)
 
 
 def main() -> None:
@@ -180,5 +178,3 @@ def main() -> None:
     except (ValueError, KeyError, OSError) as error:
         print(f"audiation: {error}", file=sys.stderr)
         sys.exit(2)
-
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -52,6 +53,12 @@ class Run:
     layer: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Short name of everything that the run fixes."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @classmethod
     def of(cls, result: Result) -> Run:
@@ -104,10 +111,17 @@ def evaluate(
     splits, split_hash = load_splits(task, data_root, metadata_root)
 
     backbone = load_backbone(
-        run.backbone, run.weights, num_layers=run.num_layers, seed=run.seed, precision=run.precision, device=device
+        run.backbone,
+        run.weights,
+        num_layers=run.num_layers,
+        seed=run.seed,
+        precision=run.precision,
+        device=device,
     )
     method.inject(backbone.encoder)
-    layer = _layer(run, spec, backbone)
+    layer = (
+        default_layer(spec, backbone) if run.layer is None else backbone.resolve_layers([run.layer], None)[1]
+    )
     tracks = [t for split in splits.values() for t in split.tracks]
     extraction = extract(
         [t.audio_path for t in tracks],
@@ -122,7 +136,8 @@ def evaluate(
     reasons = {Path(f.path): f.reason for f in extraction.failures}
     with FeatureStore.open(extraction.table) as store:
         vectors = {
-            name: _read_split(split, store, task.clip_seconds, layer, reasons) for name, split in splits.items()
+            name: _read_split(split, store, task.clip_seconds, layer, reasons)
+            for name, split in splits.items()
         }
     for name, split_vectors in vectors.items():
         if not split_vectors.tracks:
@@ -150,7 +165,9 @@ def evaluate(
         num_test_tracks=len(test.tracks),
         num_official_test_tracks=splits["test"].num_official,
         split_hash=split_hash,
-        failures=tuple(Failure(track_id, why) for track_id, why in (*splits["test"].left_out, *test.failures)),
+        failures=tuple(
+            Failure(track_id, why) for track_id, why in (*splits["test"].left_out, *test.failures)
+        ),
         predictions=tuple(
             Prediction(t.track_id, str(r), str(e))
             for t, r, e in zip(test.tracks, references, estimates, strict=True)
@@ -235,7 +252,10 @@ def _read_split(
     split: Split, store: FeatureStore, clip_seconds: float | None, layer: int, reasons: dict[Path, str]
 ) -> _SplitVectors:
     by_file = store.keys_by_file(clip_seconds)
-    tracks, keys, owner, failures = [], [], [], []
+    tracks: list[Track] = []
+    keys: list[str] = []
+    owner: list[int] = []
+    failures: list[tuple[str, str]] = []
     for track in split.tracks:
         try:
             windows = by_file.get(content_hash(track.audio_path), [])
@@ -261,13 +281,12 @@ def _first_reasons(split: _SplitVectors, most: int = 3) -> str:
 # Training and answering -----------------------------------------------------------------------------------
 
 
-def _layer(run: Run, spec: BackboneSpec, backbone: Backbone) -> int:
-    """The layer to probe: the run's, else the recommended one where the model has it, else the last."""
-    if run.layer is not None:
-        chosen, _ = backbone.resolve_layers([run.layer], None)
-        return chosen.pop()
+def default_layer(spec: BackboneSpec, backbone: Backbone) -> int:
+    """The layer that is used if nobody names one: the recommended one where the model has it, else the last."""
     recommended = spec.recommended_layer
-    return recommended if recommended is not None and recommended <= backbone.num_layers else backbone.num_layers
+    return (
+        recommended if recommended is not None and recommended <= backbone.num_layers else backbone.num_layers
+    )
 
 
 @dataclass(frozen=True)
@@ -310,6 +329,5 @@ def _select_probe(
 
 
 def answer_tracks(task: Task, logits: Tensor, track_of_window: Tensor) -> list[Any]:
-    """`(N, C)` logits of windows -> one decoded annotation per track, combined as the task says."""
-    outputs = logits if task.aggregation == "mean-logits" else task.target.probabilities(logits)
-    return [task.target.decode(row) for row in mean_per_track(outputs, track_of_window)]
+    """`(N, C)` logits of windows -> one decoded annotation per track: the mean of its logits decides."""
+    return [task.target.decode(row) for row in mean_per_track(logits, track_of_window)]

@@ -47,7 +47,9 @@ def _tasks() -> tuple[list[list[str]], list[str]]:
         data = task.train_dataset
         if task.test_dataset != task.train_dataset:
             data += f" -> {task.test_dataset}"
-        rows.append([name, task.question, data, str(task.target.num_outputs), ", ".join(m.name for m in task.metrics)])
+        rows.append(
+            [name, task.question, data, str(task.target.num_outputs), ", ".join(m.name for m in task.metrics)]
+        )
     return rows, ["name", "question", "data", "outputs", "metrics (first selects)"]
 
 

@@ -74,6 +74,9 @@ class Dataset:
     tracks: tuple[Track, ...]
     skipped: tuple[Skipped, ...]
 
+    def __init__(self, root: Path, *, metadata_root: Path | None = None) -> None:
+        raise NotImplementedError
+
     def split(self, name: str) -> list[Track]:
         if name not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got '{name}'")

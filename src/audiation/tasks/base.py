@@ -10,9 +10,6 @@ from audiation.metrics import Metric
 from audiation.registry import Registry
 from audiation.targets import Target
 
-# How the outputs of several windows of one track become one answer (benchmark.md 3.3).
-Aggregation = Literal["mean-logits", "mean-probabilities"]
-
 
 @dataclass(frozen=True)
 class Task:
@@ -34,7 +31,6 @@ class Task:
     metrics: tuple[Metric, ...]
     clip_seconds: float | None = None
     level: Literal["high-level", "score", "performance", "acoustic"] = "high-level"
-    aggregation: Aggregation = "mean-logits"
     published_as: tuple[str, str] | None = None
 
 
