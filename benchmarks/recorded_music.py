@@ -20,6 +20,7 @@ from audiation.audio import audio_info
 from audiation.cache import cache_dir
 
 PACKAGE = "wesnoth-1.16-music"
+MERT = ["--backbone", "mert-v1-95m", "--weights", "random"]
 
 
 def fetch(package: str) -> Path:
@@ -58,8 +59,8 @@ def main() -> None:
     runs = (
         ("mfcc", ["--backbone", "mfcc", "--workers", arguments.workers]),
         ("chroma", ["--backbone", "chroma", "--workers", arguments.workers]),
-        ("mert-v1-95m, random weights, 1 of 12 blocks", ["--backbone", "mert-v1-95m", "--weights", "random", "--num-layers", "1"]),
-    )  # fmt: skip
+        ("mert-v1-95m, random weights, 1 of 12 blocks", [*MERT, "--num-layers", "1"]),
+    )
     for label, options in runs:
         with tempfile.TemporaryDirectory() as store:
             first, code, text = extract(music, store, options)

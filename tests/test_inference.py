@@ -134,7 +134,6 @@ def test_gradients_pass_through():
 
 def test_policies():
     assert ChunkPolicy.of(Frames()) == ChunkPolicy(0.5)
-    assert [ChunkPolicy(s).name for s in (None, 5.0, 2.5)] == ["whole", "chunk5s", "chunk2.5s"]
     for seconds in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="chunk_seconds"):
             ChunkPolicy(seconds)

@@ -192,6 +192,7 @@ def test_whatever_changes_a_number_has_a_table_of_its_own(tmp_path):
     assert {s.folder for _, s in list_tables(tmp_path)} == {spec(**c).folder for c in changes}
     assert len(list_tables(tmp_path)) == len(changes)
     assert spec().folder == "fake-v1_0123456789ab_chunk5s_fp32_mean_L0-1"
+    assert [spec(chunk_seconds=s).policy for s in (None, 5.0, 2.5)] == ["whole", "chunk5s", "chunk2.5s"]
     assert spec(layers=(0, 4, 7), weights_hash="lib+1.0/x").folder.startswith("fake-v1_lib-1.0-x_")
     assert spec(layers=(0, 4, 7)).folder.endswith("_L0.4.7")
 

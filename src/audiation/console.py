@@ -58,9 +58,10 @@ def extract_with_progress(
         )
     rate = report.audio_seconds / report.wall_seconds if report.wall_seconds else 0.0
     console.print(
-        f"{report.num_done} files extracted ({report.audio_seconds / 3600:.2f} audio-hours at {rate:.0f} audio-hours per "
-        f"hour, {report.num_rows} rows), {report.num_resumed} were there, {report.num_duplicates} had the same content as "
-        f"another, {report.num_other} are not audio, {report.num_hidden} hidden.",
+        f"{report.num_done} files extracted ({report.audio_seconds / 3600:.2f} audio-hours at {rate:.0f} "
+        f"audio-hours per hour, {report.num_rows} rows), {report.num_resumed} were there, "
+        f"{report.num_duplicates} had the same content as another, {report.num_other} are not audio, "
+        f"{report.num_hidden} hidden.",
         highlight=False,
     )
     if report.dropped_seconds:

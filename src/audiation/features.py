@@ -27,6 +27,8 @@ class LogMel(nn.Module):
     So neither autocast nor a cast of the surrounding module reaches it.
     """
 
+    keep_float32 = True
+
     window: Tensor
     filters: Tensor
 

@@ -34,11 +34,6 @@ class ChunkPolicy:
         """The length the model was trained for."""
         return cls(backbone.max_seconds)
 
-    @property
-    def name(self) -> str:
-        """Part of a file name: "chunk5s", "whole"."""
-        return "whole" if self.chunk_seconds is None else f"chunk{self.chunk_seconds:g}s"
-
     def chunks(self, backbone: Backbone, num_samples: int) -> list[Chunk]:
         """The chunks of a clip of `num_samples`. ValueError where the backbone cannot run in such chunks."""
         chunk_samples = num_samples

@@ -1,16 +1,351 @@
-"""Metrics with versioned names: thin functions over mir_eval and scikit-learn, annotations with annotations."""
+"""Metrics with versioned names: thin functions over mir_eval and scikit-learn, annotations with annotations.
+
+Conventions: a metric takes references and estimates, two sequences over tracks in the same order, and gives one
+number; larger is better and 1 is perfect unless the metric says otherwise. A metric whose score is the mean over tracks
+has a `per_track` form as well. `name` is the name that published results use; where a definition has variants (tolerance,
+pooling, treatment of rare tags) the variant is part of the name, and where a definition ever changes `version` goes up.
+
+Numbers in brackets, like D2, are the disagreements between published sources that a variant settles.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+
+from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Tempo
+
+# mir_eval and scikit-learn take more than a second each to import, and key and accuracy need neither:
+# the functions below import what they use.
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named score of (references, estimates), both sequences over tracks in the same order."""
+    """A named score of (references, estimates), both sequences over tracks in the same order.
+
+    compute: raises ValueError for no tracks, unequal lengths, or a score that is not defined for these tracks.
+    per_track: (reference, estimate) -> float where the score is the mean over tracks; None where it is not.
+    version: goes up when the definition changes; scores of different versions are not comparable.
+    """
 
     name: str
     compute: Callable[[Sequence[Any], Sequence[Any]], float]
     higher_is_better: bool = True
+    per_track: Callable[[Any, Any], float] | None = None
+    version: int = 1
+
+    @property
+    def versioned_name(self) -> str:
+        """For records that outlive the code: 'key_weighted@1'."""
+        return f"{self.name}@{self.version}"
+
+
+def mean_over_tracks(name: str, per_track: Callable[[Any, Any], float]) -> Metric:
+    """The metric that scores every track alone and takes the mean."""
+
+    def compute(references: Sequence[Any], estimates: Sequence[Any]) -> float:
+        _check_pairs(name, references, estimates)
+        return float(np.mean([per_track(r, e) for r, e in zip(references, estimates, strict=True)]))
+
+    return Metric(name, compute, per_track=per_track)
+
+
+def over_all_tracks(name: str, compute: Callable[[Sequence[Any], Sequence[Any]], float]) -> Metric:
+    """A metric that only exists for a whole set of tracks."""
+
+    def checked(references: Sequence[Any], estimates: Sequence[Any]) -> float:
+        _check_pairs(name, references, estimates)
+        return float(compute(references, estimates))
+
+    return Metric(name, checked)
+
+
+def _check_pairs(name: str, references: Sequence[Any], estimates: Sequence[Any]) -> None:
+    if not references or len(references) != len(estimates):
+        raise ValueError(
+            f"{name} needs one estimate per reference and at least one track, "
+            f"got {len(references)} references and {len(estimates)} estimates"
+        )
+
+
+# Classes: Label, Key ----------------------------------------------------------------------------------
+
+
+def _equal(reference: Label | Key, estimate: Label | Key) -> float:
+    if type(reference) is not type(estimate) or not isinstance(reference, Label | Key):
+        raise ValueError(f"accuracy compares two labels or two keys, got {reference!r} and {estimate!r}")
+    return float(reference == estimate)
+
+
+def _mean_recall(references: Sequence[Label | Key], estimates: Sequence[Label | Key]) -> float:
+    """Mean over the classes that occur as reference; a class that is only ever estimated has no recall.
+
+    torchmetrics' macro accuracy counts such a class as 0. The two agree wherever every class is tested.
+    """
+    hits = defaultdict(list)
+    for reference, estimate in zip(references, estimates, strict=True):
+        hits[reference].append(_equal(reference, estimate))
+    return float(np.mean([np.mean(h) for h in hits.values()]))
+
+
+ACCURACY = mean_over_tracks("accuracy", _equal)  # correct / all tracks (jukemir, MARBLE)
+ACCURACY_CLASS_MACRO = over_all_tracks("accuracy_class_macro", _mean_recall)  # probably PETL (D1)
+
+
+# Key ----------------------------------------------------------------------------------------------------
+
+
+def _key_score(reference: Key, estimate: Key, fifths: tuple[int, ...]) -> float:
+    """1 same, 0.5 a fifth away in the same mode, 0.3 relative, 0.2 parallel, else 0.
+
+    Our own few lines, so that no default of mir_eval moves the score: its release counts only the ascending
+    fifth and its development version announces that it will count both.
+    """
+    if not isinstance(reference, Key) or not isinstance(estimate, Key):
+        raise ValueError(f"a key score compares two keys, got {reference!r} and {estimate!r}")
+    up = (estimate.tonic - reference.tonic) % 12
+    if estimate.mode == reference.mode:
+        return 1.0 if up == 0 else 0.5 if up in fifths else 0.0
+    if up == (9 if reference.mode == "major" else 3):
+        return 0.3
+    return 0.2 if up == 0 else 0.0
+
+
+def _ascending_fifth(reference: Key, estimate: Key) -> float:
+    return _key_score(reference, estimate, fifths=(7,))
+
+
+def _either_fifth(reference: Key, estimate: Key) -> float:
+    return _key_score(reference, estimate, fifths=(5, 7))
+
+
+KEY_WEIGHTED = mean_over_tracks("key_weighted", _ascending_fifth)  # MIREX, mir_eval 0.8.2
+KEY_WEIGHTED_SYMMETRIC = mean_over_tracks("key_weighted_symmetric", _either_fifth)  # PETL (D2)
+
+
+# Tags -----------------------------------------------------------------------------------------------------
+
+
+def _tag_arrays(references: Sequence[Tags], estimates: Sequence[Tags]) -> tuple[np.ndarray, np.ndarray]:
+    """-> 0/1 references and scores, both `(tracks, tags)`, columns in the order of the first reference."""
+    tags = tuple(references[0].scores)
+    for kind, annotations in (("reference", references), ("estimate", estimates)):
+        for i, annotation in enumerate(annotations):
+            differing = set(tags) ^ set(annotation.scores)
+            if differing or not tags:
+                shown = ", ".join(sorted(differing)[:5]) or "there is no tag at all"
+                raise ValueError(f"every track needs the same tags; {kind} {i} differs in: {shown}")
+    truth = np.array([[r.scores[t] for t in tags] for r in references])
+    if not np.isin(truth, (0.0, 1.0)).all():
+        raise ValueError("the scores of reference tags are 0.0 or 1.0")
+    return truth.astype(np.int64), np.array([[e.scores[t] for t in tags] for e in estimates])
+
+
+def _macro_over_tags(score: str, undefined: Literal["skip", "zero"]) -> Callable[..., float]:
+    """Mean over tags of a scikit-learn score. Tags for which it is not defined are skipped or count 0."""
+
+    def compute(references: Sequence[Tags], estimates: Sequence[Tags]) -> float:
+        import sklearn.metrics
+
+        truth, scores = _tag_arrays(references, estimates)
+        positives = truth.sum(axis=0)
+        defined = (
+            positives > 0
+            if score == "average_precision_score"
+            else (positives > 0) & (positives < len(truth))
+        )
+        if not defined.any():
+            raise ValueError(
+                f"no tag of these {len(truth)} tracks has what {score} needs: positives and negatives"
+            )
+        value = getattr(sklearn.metrics, score)(truth[:, defined], scores[:, defined], average="macro")
+        return value if undefined == "skip" else value * defined.mean()
+
+    return compute
+
+
+# A tag without positives (or, for ROC AUC, without negatives) in the split: scikit-learn's ROC AUC is then not defined
+# for the whole set, torchmetrics counts the tag as 0, and both count its average precision as 0. The official splits
+# have no such tag, so there the variants are one number.
+ROC_AUC = over_all_tracks("roc_auc", _macro_over_tags("roc_auc_score", "skip"))
+ROC_AUC_UNDEFINED_ZERO = over_all_tracks("roc_auc_undefined_zero", _macro_over_tags("roc_auc_score", "zero"))
+AP = over_all_tracks("ap", _macro_over_tags("average_precision_score", "zero"))
+AP_UNDEFINED_SKIPPED = over_all_tracks(
+    "ap_undefined_skipped", _macro_over_tags("average_precision_score", "skip")
+)
+
+
+# Emotion ----------------------------------------------------------------------------------------------------
+
+
+def _r2(*dimensions: str) -> Callable[[Sequence[Emotion], Sequence[Emotion]], float]:
+    """Coefficient of determination, mean over the dimensions. It may be negative: worse than the mean value."""
+
+    def compute(references: Sequence[Emotion], estimates: Sequence[Emotion]) -> float:
+        from sklearn.metrics import r2_score
+
+        if len(references) < 2:
+            raise ValueError("R2 needs two tracks or more")
+        truth, values = (
+            np.array([[getattr(a, d) for d in dimensions] for a in annotations])
+            for annotations in (references, estimates)
+        )
+        return r2_score(truth, values)
+
+    return compute
+
+
+R2_AROUSAL = over_all_tracks("r2_arousal", _r2("arousal"))
+R2_VALENCE = over_all_tracks("r2_valence", _r2("valence"))
+R2_MEAN = over_all_tracks("r2_mean", _r2("arousal", "valence"))  # what jukemir selects models by
+
+
+# Tempo --------------------------------------------------------------------------------------------------------
+
+TEMPO_TOLERANCE = 0.04
+
+
+def _tempo_hit(reference: Tempo, estimate: Tempo, factors: tuple[float, ...]) -> float:
+    return float(any(abs(estimate.bpm / (f * reference.bpm) - 1) <= TEMPO_TOLERANCE for f in factors))
+
+
+def _same_tempo(reference: Tempo, estimate: Tempo) -> float:
+    return _tempo_hit(reference, estimate, (1,))
+
+
+def _octave_tempo(reference: Tempo, estimate: Tempo) -> float:
+    return _tempo_hit(reference, estimate, (1, 2, 1 / 2, 3, 1 / 3))
+
+
+TEMPO_ACC1 = mean_over_tracks("tempo_acc1", _same_tempo)  # within 4 %
+TEMPO_ACC2 = mean_over_tracks("tempo_acc2", _octave_tempo)  # or within 4 % of 2, 1/2, 3, 1/3 times the tempo
+
+
+# Beats --------------------------------------------------------------------------------------------------------
+
+
+def beat_f(
+    tolerance_seconds: float = 0.07,
+    pooling: Literal["per_track", "pooled"] = "per_track",
+    trim_seconds: float = 0.0,
+    events: Literal["beat", "downbeat"] = "beat",
+) -> Metric:
+    """F-measure of beat or downbeat times. Sources differ in all of tolerance, pooling and trimming (D3, D4, D5).
+
+    The name says which: `beat_f_70ms_per_track`, `downbeat_f_20ms_pooled_trim5s`. A track without a reference or
+    an estimate scores 0, as in mir_eval.
+
+    Args:
+        tolerance_seconds: half-width of the window around a reference event; 0.07 in code, 0.02 in the thesis text.
+        pooling: mean of the F of every track, or one F from matches added up over all tracks (MARBLE).
+        trim_seconds: events before this are left out on both sides; 5.0 is mir_eval's convention.
+    """
+    name = f"{events}_f_{round(tolerance_seconds * 1000)}ms_{pooling}"
+    name += f"_trim{trim_seconds:g}s" if trim_seconds else ""
+
+    def counts(reference: Beats, estimate: Beats) -> np.ndarray:
+        """(matches, references, estimates)."""
+        from mir_eval.util import match_events
+
+        times = [_event_times(a, events) for a in (reference, estimate)]
+        kept = [t[t >= trim_seconds] for t in times]
+        return np.array([len(match_events(*kept, tolerance_seconds)), *map(len, kept)])
+
+    if pooling == "per_track":
+        return mean_over_tracks(name, lambda reference, estimate: _f_measure(counts(reference, estimate)))
+    return over_all_tracks(
+        name, lambda refs, ests: _f_measure(sum(counts(r, e) for r, e in zip(refs, ests, strict=True)))
+    )
+
+
+def _event_times(beats: Beats, events: Literal["beat", "downbeat"]) -> np.ndarray:
+    return beats.times_seconds if events == "beat" else beats.times_seconds[beats.positions == 1]
+
+
+def _f_measure(counts: Any) -> float:
+    matches, references, estimates = counts
+    return 2 * float(matches) / float(references + estimates) if matches else 0.0
+
+
+BEAT_F_70MS_PER_TRACK = beat_f()
+BEAT_F_70MS_POOLED = beat_f(pooling="pooled")
+BEAT_F_20MS_PER_TRACK = beat_f(0.02)
+BEAT_F_20MS_POOLED = beat_f(0.02, "pooled")
+DOWNBEAT_F_70MS_PER_TRACK = beat_f(events="downbeat")
+
+
+# Chords and sections ----------------------------------------------------------------------------------------
+
+NO_CHORD = "N"
+
+
+def _majmin(reference: Segments, estimate: Segments) -> tuple[np.ndarray, np.ndarray]:
+    """Per stretch of the reference's span: 1 right, 0 wrong, -1 not scored; and its duration in seconds.
+
+    Sixths and sevenths count as their triad, "N" is scored, and other chords and "X" in the reference are not.
+    """
+    import mir_eval
+
+    spans = [_without_gaps(s) for s in (reference, estimate)]
+    start, end = spans[0][0].min(), spans[0][0].max()
+    spans[1] = mir_eval.util.adjust_intervals(*spans[1], start, end, NO_CHORD, NO_CHORD)
+    intervals, *labels = mir_eval.util.merge_labeled_intervals(*spans[0], *spans[1])
+    return mir_eval.chord.majmin(*labels), mir_eval.util.intervals_to_durations(intervals)
+
+
+def _without_gaps(segments: Segments) -> tuple[np.ndarray, list[str]]:
+    """What mir_eval's merging needs: silence between two chords becomes a segment of its own."""
+    intervals: list[tuple[float, float]] = []
+    labels: list[str] = []
+    for (start, end), label in zip(segments.intervals_seconds.tolist(), segments.labels, strict=True):
+        if intervals and start > intervals[-1][1]:
+            intervals.append((intervals[-1][1], start))
+            labels.append(NO_CHORD)
+        intervals.append((start, end))
+        labels.append(label)
+    if not intervals:
+        raise ValueError("a chord track needs at least one segment; write 'N' where there is no chord")
+    return np.array(intervals), labels
+
+
+def _majmin_of_track(reference: Segments, estimate: Segments) -> float:
+    import mir_eval
+
+    return float(mir_eval.chord.weighted_accuracy(*_majmin(reference, estimate)))
+
+
+def _majmin_by_duration(references: Sequence[Segments], estimates: Sequence[Segments]) -> float:
+    import mir_eval
+
+    parts = [_majmin(r, e) for r, e in zip(references, estimates, strict=True)]
+    return mir_eval.chord.weighted_accuracy(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+
+CHORD_MAJMIN = mean_over_tracks("chord_majmin", _majmin_of_track)
+CHORD_MAJMIN_BY_DURATION = over_all_tracks("chord_majmin_by_duration", _majmin_by_duration)
+
+
+def boundary_f(window_seconds: float = 0.5, trim: bool = False) -> Metric:
+    """F-measure of section boundaries within `window_seconds`, mean over tracks.
+
+    Args:
+        trim: leave out the first and last boundary, which are the ends of the track. Sources do not say (D6).
+    """
+    # 0.5 s is printed as "hr05", the usual name of this measure.
+    name = f"boundary_hr{f'{window_seconds:g}'.replace('.', '')}_f" + ("_trim" if trim else "")
+
+    def per_track(reference: Segments, estimate: Segments) -> float:
+        from mir_eval.segment import detection
+
+        bounds = (reference.intervals_seconds, estimate.intervals_seconds)
+        return float(detection(*bounds, window=window_seconds, trim=trim)[2])
+
+    return mean_over_tracks(name, per_track)
+
+
+BOUNDARY_HR05_F = boundary_f()
+BOUNDARY_HR3_F = boundary_f(3.0)

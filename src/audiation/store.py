@@ -142,6 +142,11 @@ class FeatureStore:
         """Whether every window of the file is stored."""
         return _CutFile(content_hash, cut_name(clip_seconds)) in self._complete
 
+    def keys_of(self, content_hash: str, clip_seconds: float | None) -> frozenset[str]:
+        """Keys of the windows of one file that are stored so far."""
+        file = _CutFile(content_hash, cut_name(clip_seconds))
+        return frozenset(f"{content_hash}:{file.cut}:{start}" for start in self._starts.get(file, ()))
+
     def failures(self) -> list[Failure]:
         """Files that gave no features at their last try, sorted by path."""
         return sorted(self._failures.values(), key=lambda f: f.path)

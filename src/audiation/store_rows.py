@@ -43,6 +43,11 @@ class TableSpec:
     normalisation: str
 
     @property
+    def policy(self) -> str:
+        """How long a piece the model saw at a time: "chunk5s" or "whole"."""
+        return "whole" if self.chunk_seconds is None else f"chunk{self.chunk_seconds:g}s"
+
+    @property
     def folder(self) -> str:
         """Name of the table in its store, for example "mert-v1-95m_1a2b3c4d5e6f_chunk5s_fp32_mean_L0-12"."""
         first, last = self.layers[0], self.layers[-1]
@@ -51,8 +56,7 @@ class TableSpec:
         weights = self.weights_hash
         if re.fullmatch("[0-9a-f]{12,}", weights):
             weights = weights[:12]
-        chunk = "whole" if self.chunk_seconds is None else f"chunk{self.chunk_seconds:g}s"
-        parts = [self.backbone, weights, chunk, self.precision, self.pooling, f"L{layers}"]
+        parts = [self.backbone, weights, self.policy, self.precision, self.pooling, f"L{layers}"]
         return "_".join(re.sub(r"[^A-Za-z0-9.-]+", "-", part) for part in parts)
 
     def covers(self, other: TableSpec) -> bool:

@@ -15,7 +15,11 @@ class DerivesWeights(nn.Module):
     The derived weights exist in eval mode only. They are in no state dict, pickle or copy, and are dropped by
     `train()`, `eval()`, `.to()` and its kin, loading, and any change in place of what they came from (seen by
     torch's version counters; only a change through `.data` stays unseen, so call `eval()` after one).
+
+    rounds_to_bf16: emulated bfloat16; subclasses round what enters and what is derived (see `rounded`).
     """
+
+    rounds_to_bf16 = False
 
     _derived: tuple[Tensor, ...] | None = None
     _derived_from: list[tuple[int, int]] | None = None
@@ -39,6 +43,10 @@ class DerivesWeights(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._derived, self._derived_from = self.derive(), state
         return self._derived
+
+    def rounded(self, tensor: Tensor) -> Tensor:
+        """A float32 tensor to the nearest bfloat16 values where bfloat16 is emulated; else as it is."""
+        return tensor.bfloat16().to(tensor.dtype) if self.rounds_to_bf16 else tensor
 
     def drop_derived(self) -> None:
         self._derived = self._derived_from = None

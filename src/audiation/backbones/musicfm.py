@@ -106,7 +106,7 @@ class MusicFM(Backbone):
         states = {}
         for i, x_BTD in enumerate(self.encoder.layers(self.stem(waveform), last=stop)):
             if i in wanted:
-                states[i] = x_BTD if reduce is None else x_BTD.mean(1, keepdim=True, dtype=torch.float32)
+                states[i] = x_BTD.float() if reduce is None else x_BTD.mean(1, True, dtype=torch.float32)
         rate_hz = self.frame_rate_hz if reduce is None else None
         valid = torch.ones(states[stop if stop in wanted else max(wanted)].shape[:2], dtype=torch.bool)
         return HiddenStates(states, valid.to(waveform.device), rate_hz, first_frame_seconds=0.0)
@@ -133,7 +133,7 @@ class Stem(nn.Module):
         """`(B, M, 4T)` -> `(B, T, D)`."""
         x = mel_BMT.unsqueeze(1).to(self.projection.weight.dtype)
         # Pixels with adjacent channels (channels_last) are half again as fast; a single channel has to be told.
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         x = x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
         for block in self.blocks:
             x = block(x)  # (B, C, M / 2^i, T / 2^i)
@@ -155,17 +155,17 @@ class ResidualBlock(DerivesWeights):
     def derive(self) -> tuple[Tensor, ...]:
         pairs = ((self.conv1, self.norm1), (self.conv2, self.norm2), (self.shortcut, self.shortcut_norm))
         folded = [fold_batch_norm(conv, norm) for conv, norm in pairs]
-        return tuple(
-            t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for p in folded for t in p
-        )
+        weights = [self.rounded(w).contiguous(memory_format=torch.channels_last) for w, _ in folded]
+        return (*weights, *(bias for _, bias in folded))
 
     def forward(self, x: Tensor) -> Tensor:
         if (derived := self.derived()) is None:
             h = F.relu(self.norm1(self.conv1(x)))
             return F.relu(self.norm2(self.conv2(h)) + self.shortcut_norm(self.shortcut(x)))
-        weight1, bias1, weight2, bias2, weight3, bias3 = derived
+        weight1, weight2, weight3, bias1, bias2, bias3 = derived
+        x = self.rounded(x)
         h = F.conv2d(x, weight1, bias1, stride=STRIDE, padding=1).relu_()
-        h = F.conv2d(h, weight2, bias2, padding=1)
+        h = F.conv2d(self.rounded(h), weight2, bias2, padding=1)
         return h.add_(F.conv2d(x, weight3, bias3, stride=STRIDE, padding=1)).relu_()
 
 
