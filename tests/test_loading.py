@@ -542,3 +542,18 @@ def test_musicfm_files_are_bound_to_their_checkpoint(musicfm_folder: Path):
     (musicfm_folder / "msd_stats.json").unlink()
     with pytest.raises(WeightsError, match=r"of 1,316,802,154 bytes: truncated.*before 2024-02-13"):
         load_backbone("musicfm-fma", musicfm_folder)
+
+
+def test_the_page_on_models_says_what_the_registry_says():
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in BACKBONES:
+        spec = BACKBONES[name]
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        use = "| yes |" if spec.commercial_use else "| **no** |"
+        facts = [f"| {spec.published_parameters:,} |", f"| {spec.weights_licence}", use]
+        assert [fact for fact in facts if fact not in row] == [], name
+        for file in spec.weights.files if spec.weights is not None else ():
+            known = [file.repo_id, file.filename, file.sha256, file.size_bytes and f"{file.size_bytes:,}"]
+            assert [
+                fact for fact in known if fact and f"`{fact}`" not in page and f"| {fact} |" not in page
+            ] == []
