@@ -165,6 +165,11 @@ def demo(workers: int = 2) -> None:
 
 def main() -> None:
     """Entry point of `audiation`. User errors print one message and exit with 2."""
+    if sys.argv[1:] == ["--version"]:
+        from audiation import __version__
+
+        print(f"audiation {__version__}")
+        return
     try:
         tyro.extras.subcommand_cli_from_dict(
             {"demo": demo, "list": list_, "extract": extract, "evaluate": evaluate},

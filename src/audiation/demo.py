@@ -9,11 +9,12 @@ from rich.console import Console
 from audiation.cache import cache_dir
 from audiation.console import evaluate_with_progress, new_progress, result_path
 from audiation.datasets.scores import make_scores
-from audiation.evaluation import Run
-from audiation.leaderboard import published_rows, render_table
+from audiation.evaluation import Run, load_splits
+from audiation.leaderboard import Result, current_versions, published_rows, render_table
+from audiation.tasks import TASKS
 
 BACKBONES = ("chroma", "mfcc")
-TASKS = ("scores-key", "scores-timbre")
+QUESTIONS = ("scores-key", "scores-timbre")
 
 
 def run_demo(*, workers: int = 2, console: Console | None = None) -> None:
@@ -33,13 +34,8 @@ def run_demo(*, workers: int = 2, console: Console | None = None) -> None:
         )
         counts = ", ".join(f"{n} {split}" for split, n in scores.counts.items())
         bar.update(row, total=1, completed=1, detail=f"{len(scores.tracks)} clips: {counts}")
-    runs = [Run(backbone, task) for task in TASKS for backbone in BACKBONES]
-    results = [
-        evaluate_with_progress(
-            run, console=console, workers=workers, data_root=cache_dir("datasets"), show_table=False
-        )
-        for run in runs
-    ]
+    runs = [Run(backbone, task) for task in QUESTIONS for backbone in BACKBONES]
+    results = [_kept_result(run, console) or _new_result(run, console, workers) for run in runs]
     published = published_rows("key", "giantsteps_key", "key_weighted", ("CHROMA", "MFCC"))
     published += published_rows("genre", "gtzan_genre", "accuracy", ("CHROMA", "MFCC"))
     console.print()
@@ -59,3 +55,22 @@ def run_demo(*, workers: int = 2, console: Console | None = None) -> None:
         f"audiation evaluate --run {result_path(runs[0])}",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _new_result(run: Run, console: Console, workers: int) -> Result:
+    return evaluate_with_progress(
+        run, console=console, workers=workers, data_root=cache_dir("datasets"), show_table=False
+    )
+
+
+def _kept_result(run: Run, console: Console) -> Result | None:
+    """The result of an earlier demo, if the same code would compute it from the same clips again."""
+    path = result_path(run)
+    if not path.is_file():
+        return None
+    result = Result.load(path)
+    _, split_hash = load_splits(TASKS[run.task], cache_dir("datasets"))
+    if result.versions != current_versions() or result.split_hash != split_hash:
+        return None
+    console.print(f"{run.backbone} on {run.task}: result of {result.created} is used again", highlight=False)
+    return result

@@ -1,0 +1,103 @@
+"""A run from end to end on a GTZAN folder made of sines: genre k sounds at its own pitch."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiation.evaluation import EvaluationProgress, Run, evaluate, load_splits
+from audiation.leaderboard import Result
+from audiation.tasks import TASKS
+
+GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
+LISTS = {"train": range(2), "valid": range(2, 4), "test": range(4, 6)}
+RUN = Run("chroma", "gtzan_genre")
+
+
+@pytest.fixture(scope="module")
+def gtzan(tmp_path_factory):
+    """Data root with 6 clips per genre, 2 in each split; one listed test file is text."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    names = {split: [] for split in LISTS}
+    for k, genre in enumerate(GENRES):
+        folder = root / "gtzan" / "genres" / genre
+        folder.mkdir(parents=True)
+        for split, numbers in LISTS.items():
+            for n in numbers:
+                name = f"{genre}.{n:05}.wav"
+                names[split].append(f"{genre}/{name}")
+                time = np.arange(16000 + 500 * n) / 22050
+                tone = 0.4 * np.sin(2 * np.pi * 220 * 2 ** (k / 12) * time)
+                soundfile.write(folder / name, tone + 0.01 * rng.standard_normal(len(time)), 22050)
+    (root / "gtzan" / "genres" / "rock" / "rock.00005.wav").write_text("not audio")
+    for split, lines in names.items():
+        (root / "gtzan" / f"{split}_filtered.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def places(gtzan, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("AUDIATION_METADATA_ROOT", raising=False)
+    return {"data_root": gtzan, "store_dir": tmp_path / "store"}
+
+
+def test_separable_genres_are_learned_and_the_bad_file_counts_against_coverage(places):
+    seen: list[EvaluationProgress] = []
+    result = evaluate(RUN, progress=seen.append, **places)
+    assert result.scores == {"accuracy": 1.0}
+    assert (result.num_test_tracks, result.num_official_test_tracks) == (19, 20)
+    assert result.coverage == 0.95
+    assert [f.track_id for f in result.failures] == ["rock/rock.00005.wav"]
+    assert result.run["layer"] == 0 and "librosa" in result.run["weights_hash"]
+    assert {s.stage for s in seen} == {"data", "features", "probe", "test"}
+
+
+def test_a_stored_result_repeats_itself(places, tmp_path):
+    first = evaluate(RUN, **places)
+    first.save(tmp_path / "result.json")
+    again = evaluate(Run.of(Result.load(tmp_path / "result.json")), **places)
+    assert again.scores == first.scores
+    assert again.predictions == first.predictions
+    assert again.split_hash == first.split_hash
+    assert again.run == first.run | {"layer": 0}
+
+
+def test_another_seed_is_another_run(places):
+    assert RUN.key != dataclasses.replace(RUN, seed=1).key
+    assert RUN.key == Run("chroma", "gtzan_genre").key
+
+
+def test_a_backbone_with_blocks_and_random_weights(places):
+    run = Run("mert-v1-95m", "gtzan_genre", weights="random", num_layers=1)
+    result = evaluate(run, **places)
+    assert result.run["layer"] == 1
+    assert result.run["weights_source"] == "random:seed=0"
+    assert result.run["chunk_policy"] == "chunk5s"
+    assert 0 <= result.scores["accuracy"] <= 1
+
+
+def test_splits_hash_changes_with_the_split(places, gtzan):
+    splits, before = load_splits(TASKS["gtzan_genre"], gtzan)
+    assert [len(splits[s].tracks) for s in ("train", "valid", "test")] == [20, 20, 19]
+    listing = gtzan / "gtzan" / "valid_filtered.txt"
+    text = listing.read_text()
+    try:
+        listing.write_text("\n".join(text.split()[:-1]) + "\n")
+        _, after = load_splits(TASKS["gtzan_genre"], gtzan)
+    finally:
+        listing.write_text(text)
+    assert before != after
+
+
+def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="gtzan not found"):
+        evaluate(RUN, data_root=tmp_path)
+
+
+def test_layer_that_does_not_exist(places):
+    with pytest.raises(ValueError, match=r"layers 0\.\.0, got 3"):
+        evaluate(dataclasses.replace(RUN, layer=3), **places)
