@@ -159,7 +159,7 @@ class DepthwiseConv(DerivesWeights):
         weight, bias = derived
         # As an image of height 1 the transpose is already channels-last: no copy, and 50 times faster than conv1d.
         padding = (0, self.conv.kernel_size[0] // 2)
-        y = F.conv2d(self.rounded(x_BDT).unsqueeze(2), weight, bias, padding=padding, groups=len(weight))
+        y = F.conv2d(x_BDT.unsqueeze(2), weight, bias, padding=padding, groups=len(weight))
         return y.squeeze(2).transpose(1, 2)
 
 

@@ -16,7 +16,8 @@ class DerivesWeights(nn.Module):
     `train()`, `eval()`, `.to()` and its kin, loading, and any change in place of what they came from (seen by
     torch's version counters; only a change through `.data` stays unseen, so call `eval()` after one).
 
-    rounds_to_bf16: emulated bfloat16; subclasses round what enters and what is derived (see `rounded`).
+    rounds_to_bf16: bfloat16 by float32 arithmetic. What enters is rounded by `precision.py`; what is derived, and
+        what goes from one derived weight to the next, by the subclass, with `rounded`.
     """
 
     rounds_to_bf16 = False

@@ -163,7 +163,6 @@ class ResidualBlock(DerivesWeights):
             h = F.relu(self.norm1(self.conv1(x)))
             return F.relu(self.norm2(self.conv2(h)) + self.shortcut_norm(self.shortcut(x)))
         weight1, weight2, weight3, bias1, bias2, bias3 = derived
-        x = self.rounded(x)
         h = F.conv2d(x, weight1, bias1, stride=STRIDE, padding=1).relu_()
         h = F.conv2d(self.rounded(h), weight2, bias2, padding=1)
         return h.add_(F.conv2d(x, weight3, bias3, stride=STRIDE, padding=1)).relu_()

@@ -50,6 +50,9 @@ def set_precision(backbone: Backbone, precision: Precision, native: bool | None 
     for module in (module for part in parts for module in part.modules()):
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             _round_parameters(module, torch.bfloat16 if native else torch.float32)
+            if isinstance(module, DerivesWeights):
+                module.rounds_to_bf16 = not native
+                module.drop_derived()
             if not native and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, DerivesWeights)):
                 module.register_forward_pre_hook(_round_input)
     backbone.precision = "bf16"
@@ -69,8 +72,6 @@ def _round_parameters(module: nn.Module, dtype: torch.dtype) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
         rounded = parameter.detach().bfloat16().to(dtype)
         setattr(module, name, nn.Parameter(rounded, requires_grad=parameter.requires_grad))
-    if isinstance(module, DerivesWeights):
-        module.drop_derived()
 
 
 def _round_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
