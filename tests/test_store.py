@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from audiation import store as store_module
-from audiation.store import FeatureStore, StoreError, StoreLockedError, list_tables, printable
-from audiation.store_rows import FeatureRangeError, FeatureRow, TableSpec, row_key
+from audiation.store import FeatureStore, StoreError, StoreLockedError, list_tables
+from audiation.store_rows import FeatureRangeError, FeatureRow, TableSpec, printable, row_key
 
 DIM = 4
 

@@ -1,8 +1,8 @@
 """`extract`: files and folders of music -> hidden states in a store, resumable at any moment.
 
 Each file is hashed; one whose windows are all stored is not decoded again. The others are streamed in
-windows, so memory does not grow with a file's length, and every window becomes one row. Where the model has parameters
-it runs in this process while workers decode; a backbone without (chroma, MFCC) runs in the workers.
+windows, so memory does not grow with a file's length, and every window becomes one row. Where the model has
+parameters it runs in this process while workers decode; a backbone without (chroma, MFCC) runs in the workers.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ import torch
 from audiation.audio import AudioError, Waveform, audio_info, load_audio, stream_audio
 from audiation.backbones.base import Backbone
 from audiation.inference import ChunkPolicy, run_clip
-from audiation.store import printable
-from audiation.store_rows import FeatureRow, TableSpec, row_key
+from audiation.store_rows import FeatureRow, TableSpec, printable, row_key
 
 LONG_FILE_BYTES = 32 * 2**20  # of these the length is looked up first, so that progress shows inside a file
 

@@ -35,6 +35,7 @@ from audiation.store_rows import (
     TableSpec,
     cut_name,
     layer_column,
+    printable,
     row_schema,
     rows_table,
     spec_of,
@@ -307,11 +308,6 @@ def list_tables(store_dir: str | Path) -> list[tuple[Path, TableSpec]]:
     """The tables in a store, sorted by name."""
     folders = sorted(p.parent for p in Path(store_dir).glob("*/features.lance") if _committed(p))
     return [(folder, _read_spec(folder)) for folder in folders]
-
-
-def printable(path: str | Path) -> str:
-    """A path as valid text: bytes of a file name that are not UTF-8 become escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

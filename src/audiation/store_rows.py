@@ -6,10 +6,12 @@ Shape letters: `T` frames, `D` model width.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -100,6 +102,11 @@ def row_key(content_hash: str, start_seconds: float, clip_seconds: float | None)
 def cut_name(clip_seconds: float | None) -> str:
     """How a file is cut into windows, as a key says it."""
     return "whole" if clip_seconds is None else f"{clip_seconds:.6f}"
+
+
+def printable(path: str | Path) -> str:
+    """A path as valid text: bytes of a file name that are not UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
