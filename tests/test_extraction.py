@@ -309,7 +309,7 @@ def test_what_cannot_work_is_refused_at_once(tmp_path, music):
         extract([], Conv(), store)
     with pytest.raises(ValueError, match="clip_seconds"):
         extract(music, Conv(), store, clip_seconds=0)
-    with pytest.raises(ValueError, match="layers 0..1, got 7"):
+    with pytest.raises(ValueError, match="got 7"):
         extract(music, Conv(), store, layers=[7])
     with pytest.raises(ValueError, match="one vector per clip"):
         extract(music, Formula(), store, pooling="frames")
