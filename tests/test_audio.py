@@ -441,6 +441,13 @@ def test_several_ogg_streams_are_refused_not_half_read(encoded, write):
     assert_refused(write(encoded["OGG"] + encoded["OPUS"]), NotAudioError)
 
 
+def test_ogg_pages_behind_the_end_mark_are_ignored(encoded, write):
+    data = encoded["OGG"]
+    last_page = data[data.rindex(b"OggS") :]
+    path, padded = write(data), write(data + 3 * last_page)
+    np.testing.assert_array_equal(samples_of(padded), samples_of(path))
+
+
 def test_rf64_is_checked_against_its_long_size(tmp_path, write):
     data = encode(tmp_path / "x", music(0.5), format="RF64")
     assert data[:4] == b"RF64"

@@ -198,7 +198,9 @@ def _check_ogg(file: BinaryIO, path: Path, size: int) -> Container:
         started, at = True, end
         if is_last:
             break
-    if _read(file, at, 4) == b"OggS":
+    behind = _read(file, at, 6)
+    # Some encoders write empty pages behind the end mark; only a page that begins a stream is another recording.
+    if behind[:4] == b"OggS" and behind[5:] and behind[5] & 2:
         raise _not_audio(
             path, "is an OGG file with several recordings one after another; only one can be read"
         )
