@@ -444,7 +444,7 @@ def test_several_ogg_streams_are_refused_not_half_read(encoded, write):
 def test_ogg_pages_behind_the_end_mark_are_ignored(encoded, write):
     data = encoded["OGG"]
     last_page = data[data.rindex(b"OggS") :]
-    path, padded = write(data), write(data + 3 * last_page)
+    path, padded = write(data, "plain.ogg"), write(data + 3 * last_page, "padded.ogg")
     np.testing.assert_array_equal(samples_of(padded), samples_of(path))
 
 
