@@ -62,6 +62,8 @@ class ConformerBlock(Block):
     one before the block's final norm.
     """
 
+    attention: Attention
+
     def __init__(self, config: ConformerConfig, rotary: Rotary) -> None:
         super().__init__()
         self.ffn1 = FeedForward(config.dim, config.ffn_dim, config.dropout)

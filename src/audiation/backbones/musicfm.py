@@ -10,9 +10,8 @@ Shape letters: `B` batch, `S` samples, `M` mel bands, `C` channels, `T` frames, 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,23 +20,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
-from audiation.backbones.conformer import ConformerConfig, ConformerEncoder, rotary_frequencies
+from audiation.backbones.conformer import ConformerConfig, ConformerEncoder
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
-from audiation.features import LogMel
-from audiation.weights import (
-    OfficialFile,
-    OfficialWeights,
-    check_tensors,
-    normalise_weight_norm,
-    strip_prefix,
+from audiation.backbones.musicfm_checkpoint import (
+    CONV_CHANNELS,
+    FFT_SAMPLES,
+    MEL_HOP_SAMPLES,
+    NUM_MEL_BANDS,
+    NUM_RESIDUAL_BLOCKS,
+    SAMPLE_RATE_HZ,
+    STRIDE,
+    check_published,
+    our_tensors,
 )
+from audiation.features import LogMel
+from audiation.weights import OfficialFile, OfficialWeights
 
-SAMPLE_RATE_HZ = 24_000
-FFT_SAMPLES = 2048
-MEL_HOP_SAMPLES = 240
-NUM_MEL_BANDS = 128
-NUM_RESIDUAL_BLOCKS = 2
-STRIDE = 2  # of a residual block, in time and frequency
 TRAINED_SECONDS = 30.0
 PUBLISHED_PARAMETERS = 328_932_480
 
@@ -71,7 +69,10 @@ class MusicFM(Backbone):
     unused_tensors: tuple[str, ...] = ()
 
     def __init__(
-        self, statistics: Statistics, config: ConformerConfig | None = None, conv_channels: int = 512
+        self,
+        statistics: Statistics,
+        config: ConformerConfig | None = None,
+        conv_channels: int = CONV_CHANNELS,
     ) -> None:
         super().__init__()
         config = config or ConformerConfig()
@@ -108,8 +109,8 @@ class MusicFM(Backbone):
             if i in wanted:
                 states[i] = x_BTD.float() if reduce is None else x_BTD.mean(1, True, dtype=torch.float32)
         rate_hz = self.frame_rate_hz if reduce is None else None
-        valid = torch.ones(states[stop if stop in wanted else max(wanted)].shape[:2], dtype=torch.bool)
-        return HiddenStates(states, valid.to(waveform.device), rate_hz, first_frame_seconds=0.0)
+        valid = torch.ones(states[max(wanted)].shape[:2], dtype=torch.bool, device=waveform.device)
+        return HiddenStates(states, valid, rate_hz, first_frame_seconds=0.0)
 
 
 class Stem(nn.Module):
@@ -182,7 +183,7 @@ def build(
 def fresh(
     statistics: Statistics,
     config: ConformerConfig,
-    conv_channels: int = 512,
+    conv_channels: int = CONV_CHANNELS,
     generator: torch.Generator | None = None,
 ) -> MusicFM:
     """Any size with fresh weights. Without a generator they are drawn from one with seed 0."""
@@ -216,28 +217,15 @@ def from_published(
         ValueError: tensors missing, unknown or of a wrong shape, statistics of the sibling model, another
             front end, or more layers than there are.
     """
-    tensors = normalise_weight_norm(strip_prefix(tensors, "model."))
-    published, conv_channels = _sizes(tensors)
-    layout = published_layout(published, conv_channels, _num_codes(tensors))
-    unused = tuple(name for name in tensors if name in layout and _our_name(name) is None)
-    expected = {n: s for n, s in layout.items() if _our_name(n) is not None or n in unused}
-    if FUSED_POSITIONS in tensors:  # the unused positional convolution, without weight norm
-        unused += (FUSED_POSITIONS,)
-        expected[FUSED_POSITIONS] = layout[POSITIONS_DIRECTION]
-    meta = {name: torch.empty(shape, device="meta") for name, shape in expected.items()}
-    check_tensors(tensors, meta, "a MusicFM checkpoint")
-    _check_front_end(tensors, published)
+    checkpoint = check_published(tensors)
+    published = checkpoint.config
     depth = published.num_layers if num_layers is None else num_layers
     if not 0 < depth <= published.num_layers:
-        raise ValueError(
-            f"these weights have {published.num_layers} layers, num_layers={num_layers} asked for"
-        )
-    sizes = ConformerConfig(
-        published.dim, published.num_heads, published.ffn_dim, depth, published.conv_kernel
-    )
-    backbone = _without_values(_statistics(config, statistics), sizes, conv_channels)
-    backbone.load_state_dict(_our_tensors(tensors, depth))
-    backbone.unused_tensors = unused
+        raise ValueError(f"these weights have {published.num_layers} layers, got num_layers={num_layers}")
+    sizes = replace(published, num_layers=depth)
+    backbone = _without_values(_statistics(config, statistics), sizes, checkpoint.conv_channels)
+    backbone.load_state_dict(our_tensors(checkpoint, depth))
+    backbone.unused_tensors = checkpoint.unused
     return backbone
 
 
@@ -265,183 +253,6 @@ def _statistics(config: Mapping[str, Any], bound: Statistics) -> Statistics:
     if not (math.isfinite(given.mean_db) and math.isfinite(given.std_db) and given.std_db > 0):
         raise ValueError(f"not the mean and deviation of a spectrum in dB: {given}")
     return given
-
-
-# The published layout --------------------------------------------------------------------------------
-
-POSITIONS = "conformer.pos_conv_embed.conv"
-POSITIONS_DIRECTION, FUSED_POSITIONS = f"{POSITIONS}.weight_v", f"{POSITIONS}.weight"
-FILTERS = "preprocessor_melspec_2048.mel_stft.mel_scale.fb"
-WINDOW = "preprocessor_melspec_2048.mel_stft.spectrogram.window"
-FREQUENCIES = "conformer.embed_positions.inv_freq"
-QUANTISER = "quantizer_melspec_2048_0"
-BUFFERS = (FILTERS, WINDOW, FREQUENCIES, QUANTISER, "running_mean", "running_var", "num_batches_tracked")
-
-# Official piece of a name -> ours, in a block of the stem and in a block of the encoder.
-STEM_NAMES = {
-    "conv1": "conv1",
-    "bn1": "norm1",
-    "conv2": "conv2",
-    "bn2": "norm2",
-    "conv3": "shortcut",
-    "bn3": "shortcut_norm",
-}
-BLOCK_NAMES = {
-    "ffn1_layer_norm": "ffn1.norm",
-    "ffn1.intermediate_dense": "ffn1.up",
-    "ffn1.output_dense": "ffn1.down",
-    "self_attn_layer_norm": "attention_norm",
-    "self_attn.linear_q": "attention.query",
-    "self_attn.linear_k": "attention.key",
-    "self_attn.linear_v": "attention.value",
-    "self_attn.linear_out": "attention.output",
-    "conv_module.layer_norm": "conv.norm",
-    "conv_module.pointwise_conv1": "conv.pointwise1",
-    "conv_module.depthwise_conv": "conv.depthwise.conv",
-    "conv_module.batch_norm": "conv.depthwise.norm",
-    "conv_module.pointwise_conv2": "conv.pointwise2",
-    "ffn2_layer_norm": "ffn2.norm",
-    "ffn2.intermediate_dense": "ffn2.up",
-    "ffn2.output_dense": "ffn2.down",
-    "final_layer_norm": "final_norm",
-}
-OTHER_NAMES = {"conv.linear": "stem.projection", "conformer.layer_norm": "encoder.final_norm"}
-
-
-def published_layout(
-    config: ConformerConfig, conv_channels: int = 512, num_codes: int = 4096
-) -> dict[str, tuple[int, ...]]:
-    """Official name (without "model.") -> shape, of every tensor in an official checkpoint."""
-    dim, ffn, channels = config.dim, config.ffn_dim, conv_channels
-    bins, code_dim, taps, groups = FFT_SAMPLES // 2 + 1, 16, 128, 16
-    stacked_mel = NUM_MEL_BANDS * STRIDE**NUM_RESIDUAL_BLOCKS
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (dim,),
-        WINDOW: (FFT_SAMPLES,),
-        FILTERS: (bins, NUM_MEL_BANDS),
-    }
-    shapes |= {
-        f"{QUANTISER}.random_projection": (stacked_mel, code_dim),
-        f"{QUANTISER}.codebook": (num_codes, code_dim),
-    }
-
-    def affine(name: str, *shape: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = shape
-        if bias:
-            shapes[f"{name}.bias"] = shape[:1]
-
-    def batch_norm(name: str, width: int) -> None:
-        affine(name, width)
-        shapes[f"{name}.running_mean"] = shapes[f"{name}.running_var"] = (width,)
-        shapes[f"{name}.num_batches_tracked"] = ()
-
-    for b, channels_in in enumerate((1, channels)):
-        for k, width_in in enumerate((channels_in, channels, channels_in), start=1):
-            affine(f"conv.conv.{b}.conv{k}", channels, width_in, 3, 3)
-            batch_norm(f"conv.conv.{b}.bn{k}", channels)
-    affine("conv.linear", dim, channels * NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS)
-    shapes[FREQUENCIES] = (dim // config.num_heads // 2,)
-    shapes |= {f"{POSITIONS}.bias": (dim,), f"{POSITIONS}.weight_g": (1, 1, taps)}
-    shapes[POSITIONS_DIRECTION] = (dim, dim // groups, taps)
-    affine("conformer.layer_norm", dim)
-    for i in range(config.num_layers):
-        layer = f"conformer.layers.{i}"
-        for norm in ("ffn1_layer_norm", "self_attn_layer_norm", "ffn2_layer_norm", "final_layer_norm"):
-            affine(f"{layer}.{norm}", dim)
-        for ffn_name in ("ffn1", "ffn2"):
-            affine(f"{layer}.{ffn_name}.intermediate_dense", ffn, dim)
-            affine(f"{layer}.{ffn_name}.output_dense", dim, ffn)
-        for projection in ("q", "k", "v", "out"):
-            affine(f"{layer}.self_attn.linear_{projection}", dim, dim)
-        conv = f"{layer}.conv_module"
-        affine(f"{conv}.layer_norm", dim)
-        affine(f"{conv}.pointwise_conv1", 2 * dim, dim, 1, bias=False)
-        affine(f"{conv}.depthwise_conv", dim, 1, config.conv_kernel, bias=False)
-        batch_norm(f"{conv}.batch_norm", dim)
-        affine(f"{conv}.pointwise_conv2", dim, dim, 1, bias=False)
-    affine("linear", num_codes, dim)
-    return shapes
-
-
-def published_parameters(config: ConformerConfig) -> int:
-    """How many parameters an official checkpoint of that size has; those no forward pass uses are counted."""
-    layout = published_layout(config)
-    return sum(math.prod(s) for n, s in layout.items() if not any(buffer in n for buffer in BUFFERS))
-
-
-def _our_name(name: str) -> str | None:
-    """Our name of an official tensor; None for those that no forward pass reads."""
-    path, _, leaf = name.rpartition(".")
-    if path in OTHER_NAMES:
-        return f"{OTHER_NAMES[path]}.{leaf}"
-    if found := re.fullmatch(r"conv\.conv\.(\d+)\.(\w+)", path):
-        return f"stem.blocks.{found[1]}.{STEM_NAMES[found[2]]}.{leaf}"
-    if found := re.fullmatch(r"conformer\.layers\.(\d+)\.(.+)", path):
-        return f"encoder.blocks.{found[1]}.{BLOCK_NAMES[found[2]]}.{leaf}"
-    return None
-
-
-def _our_tensors(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
-    ours = {}
-    for name, tensor in tensors.items():
-        layer = re.match(r"conformer\.layers\.(\d+)\.", name)
-        if (our_name := _our_name(name)) is None or (layer and int(layer[1]) >= num_layers):
-            continue
-        if "pointwise" in our_name:  # a convolution over one frame is a linear map
-            tensor = tensor.squeeze(-1)
-        elif (
-            our_name == "stem.projection.weight"
-        ):  # (channel, frequency) -> (frequency, channel): see Stem.project
-            num_bands = NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS
-            tensor = tensor.unflatten(1, (-1, num_bands)).transpose(1, 2).flatten(1)
-        ours[our_name] = tensor
-    return ours
-
-
-def _sizes(tensors: Mapping[str, Tensor]) -> tuple[ConformerConfig, int]:
-    """Sizes and number of stem channels, read off the tensors that show them."""
-    first = "conformer.layers.0"
-    telling = {
-        "conv.conv.0.conv1.weight": 4,
-        f"{first}.ffn1.intermediate_dense.weight": 2,
-        f"{first}.conv_module.depthwise_conv.weight": 3,
-        FREQUENCIES: 1,
-    }
-    for name, ndim in telling.items():
-        if name not in tensors or tensors[name].ndim != ndim:
-            found = f"it is {tuple(tensors[name].shape)}" if name in tensors else "it is missing"
-            raise ValueError(
-                f"these tensors are not a MusicFM checkpoint: '{name}' has {ndim} axes there, here {found}"
-            )
-    stem, ffn, depthwise, frequencies = (tensors[name] for name in telling)
-    layers = {int(m[1]) for name in tensors if (m := re.match(r"conformer\.layers\.(\d+)\.", name))}
-    dim = ffn.shape[1]
-    num_heads = dim // (2 * max(1, len(frequencies)))
-    return ConformerConfig(dim, max(1, num_heads), len(ffn), max(layers) + 1, depthwise.shape[-1]), len(stem)
-
-
-def _num_codes(tensors: Mapping[str, Tensor]) -> int:
-    for name in ("linear.weight", f"{QUANTISER}.codebook"):
-        if name in tensors and tensors[name].ndim == 2:
-            return len(tensors[name])
-    return 4096
-
-
-def _check_front_end(tensors: Mapping[str, Tensor], config: ConformerConfig) -> None:
-    """Tables that we compute ourselves have to be those of the checkpoint."""
-    mel = LogMel(SAMPLE_RATE_HZ, FFT_SAMPLES, MEL_HOP_SAMPLES, NUM_MEL_BANDS)
-    ours = {
-        FILTERS: mel.filters,
-        WINDOW: mel.window,
-        FREQUENCIES: rotary_frequencies(config.dim // config.num_heads),
-    }
-    for name, table in ours.items():
-        if name in tensors and not torch.allclose(tensors[name].float(), table, rtol=1e-5, atol=1e-6):
-            difference = float((tensors[name].float() - table).abs().max())
-            raise ValueError(
-                f"'{name}' differs from MusicFM's by up to {difference:.1e}: a model with another front end or "
-                "positions, which this class does not compute"
-            )
 
 
 # Registry --------------------------------------------------------------------------------------------
