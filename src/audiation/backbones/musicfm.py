@@ -180,6 +180,7 @@ def build(
     return fresh(statistics, config, generator=generator)
 
 
+@torch.inference_mode(mode=False)  # weights made in inference mode could not be trained, nor seen to change
 def fresh(
     statistics: Statistics,
     config: ConformerConfig,
@@ -199,6 +200,7 @@ def fresh(
     return backbone
 
 
+@torch.inference_mode(mode=False)
 def from_published(
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
