@@ -232,6 +232,14 @@ def test_window_is_that_stretch_of_the_whole(encoded, write, format, rate):
         assert np.abs(got.samples.numpy() - expected).max() < 1e-6
 
 
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32", "MS_ADPCM", "IMA_ADPCM", "ALAW", "PCM_24"])
+def test_window_of_any_wav_codec(tmp_path, subtype):
+    encode(tmp_path / "x", music(1, 22050, 1), 22050, subtype=subtype)
+    whole = samples_of(tmp_path / "x", 22050)
+    got = samples_of(tmp_path / "x", 22050, start_seconds=0.3, duration_seconds=0.2)
+    assert np.array_equal(got, whole[6615:][:4410])
+
+
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG"])
 def test_window_decodes_only_what_it_needs(tmp_path, monkeypatch, format):
     encode(tmp_path / "x", music(20), format=format)

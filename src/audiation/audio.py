@@ -253,6 +253,10 @@ class _Sound(soundfile.SoundFile):
     def seekable(self) -> bool:
         return False
 
+    @property
+    def can_seek(self) -> bool:
+        return super().seekable()
+
 
 class _Source:
     """An open, checked file that is decoded block by block."""
@@ -273,8 +277,9 @@ class _Source:
 
     def mono_blocks(self, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Mono float32 blocks of frames [first, stop) at the file's own rate; less where the file ends."""
-        # libsndfile's seek is exact for WAV, FLAC and OGG; an MP3 frame needs bits of those before it.
-        if self.format != "MP3" and self.num_frames is not None:
+        # libsndfile's seek is exact for WAV, FLAC and OGG; an MP3 frame needs bits of those before it, and some
+        # codecs in WAV (GSM, G.721) cannot seek. Those are decoded from their start.
+        if self.format != "MP3" and self.num_frames is not None and self._sound.can_seek:
             first = min(first, self.num_frames)
             if first:
                 self._seek(first)
