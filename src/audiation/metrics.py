@@ -1,9 +1,10 @@
 """Metrics with versioned names: thin functions over mir_eval and scikit-learn, annotations with annotations.
 
-Conventions: a metric takes references and estimates, two sequences over tracks in the same order, and gives one
-number; larger is better and 1 is perfect unless the metric says otherwise. A metric whose score is the mean over tracks
-has a `per_track` form as well. `name` is the name that published results use; where a definition has variants (tolerance,
-pooling, treatment of rare tags) the variant is part of the name, and where a definition ever changes `version` goes up.
+Conventions: a metric takes references and estimates, two sequences over tracks in the same order, and gives
+one number; larger is better and 1 is perfect unless the metric says otherwise. A metric whose score is the mean
+over tracks has a `per_track` form as well. `name` is the name that published results use; where a definition
+has variants (tolerance, pooling, treatment of rare tags) the variant is part of the name, and where a
+definition ever changes `version` goes up.
 
 Numbers in brackets, like D2, are the disagreements between published sources that a variant settles.
 """
@@ -27,7 +28,7 @@ from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Te
 class Metric:
     """A named score of (references, estimates), both sequences over tracks in the same order.
 
-    compute: raises ValueError for no tracks, unequal lengths, or a score that is not defined for these tracks.
+    compute: raises ValueError for no tracks, unequal lengths, or a score not defined for these tracks.
     per_track: (reference, estimate) -> float where the score is the mean over tracks; None where it is not.
     version: goes up when the definition changes; scores of different versions are not comparable.
     """
@@ -72,7 +73,7 @@ def _check_pairs(name: str, references: Sequence[Any], estimates: Sequence[Any])
         )
 
 
-# Classes: Label, Key ----------------------------------------------------------------------------------
+# Classes: Label, Key -----------------------------------------------------------------------------------
 
 
 def _equal(reference: Label | Key, estimate: Label | Key) -> float:
@@ -96,7 +97,7 @@ ACCURACY = mean_over_tracks("accuracy", _equal)  # correct / all tracks (jukemir
 ACCURACY_CLASS_MACRO = over_all_tracks("accuracy_class_macro", _mean_recall)  # probably PETL (D1)
 
 
-# Key ----------------------------------------------------------------------------------------------------
+# Key ---------------------------------------------------------------------------------------------------
 
 
 def _key_score(reference: Key, estimate: Key, fifths: tuple[int, ...]) -> float:
@@ -127,15 +128,15 @@ KEY_WEIGHTED = mean_over_tracks("key_weighted", _ascending_fifth)  # MIREX, mir_
 KEY_WEIGHTED_SYMMETRIC = mean_over_tracks("key_weighted_symmetric", _either_fifth)  # PETL (D2)
 
 
-# Tags -----------------------------------------------------------------------------------------------------
+# Tags --------------------------------------------------------------------------------------------------
 
 
 def _tag_arrays(references: Sequence[Tags], estimates: Sequence[Tags]) -> tuple[np.ndarray, np.ndarray]:
     """-> 0/1 references and scores, both `(tracks, tags)`, columns in the order of the first reference."""
     tags = tuple(references[0].scores)
-    for kind, annotations in (("reference", references), ("estimate", estimates)):
-        for i, annotation in enumerate(annotations):
-            differing = set(tags) ^ set(annotation.scores)
+    for kind, tracks in (("reference", references), ("estimate", estimates)):
+        for i, track in enumerate(tracks):
+            differing = set(tags) ^ set(track.scores)
             if differing or not tags:
                 shown = ", ".join(sorted(differing)[:5]) or "there is no tag at all"
                 raise ValueError(f"every track needs the same tags; {kind} {i} differs in: {shown}")
@@ -168,9 +169,8 @@ def _macro_over_tags(score: str, undefined: Literal["skip", "zero"]) -> Callable
     return compute
 
 
-# A tag without positives (or, for ROC AUC, without negatives) in the split: scikit-learn's ROC AUC is then not defined
-# for the whole set, torchmetrics counts the tag as 0, and both count its average precision as 0. The official splits
-# have no such tag, so there the variants are one number.
+# A tag without positives (or, for ROC AUC, without negatives) in the split: scikit-learn's ROC AUC is then nan for
+# the whole set, torchmetrics counts the tag as 0, and both count its average precision as 0.
 ROC_AUC = over_all_tracks("roc_auc", _macro_over_tags("roc_auc_score", "skip"))
 ROC_AUC_UNDEFINED_ZERO = over_all_tracks("roc_auc_undefined_zero", _macro_over_tags("roc_auc_score", "zero"))
 AP = over_all_tracks("ap", _macro_over_tags("average_precision_score", "zero"))
@@ -179,11 +179,11 @@ AP_UNDEFINED_SKIPPED = over_all_tracks(
 )
 
 
-# Emotion ----------------------------------------------------------------------------------------------------
+# Emotion -----------------------------------------------------------------------------------------------
 
 
 def _r2(*dimensions: str) -> Callable[[Sequence[Emotion], Sequence[Emotion]], float]:
-    """Coefficient of determination, mean over the dimensions. It may be negative: worse than the mean value."""
+    """Coefficient of determination, mean over the dimensions. Negative: worse than answering the mean."""
 
     def compute(references: Sequence[Emotion], estimates: Sequence[Emotion]) -> float:
         from sklearn.metrics import r2_score
@@ -191,8 +191,8 @@ def _r2(*dimensions: str) -> Callable[[Sequence[Emotion], Sequence[Emotion]], fl
         if len(references) < 2:
             raise ValueError("R2 needs two tracks or more")
         truth, values = (
-            np.array([[getattr(a, d) for d in dimensions] for a in annotations])
-            for annotations in (references, estimates)
+            np.array([[getattr(t, d) for d in dimensions] for t in tracks])
+            for tracks in (references, estimates)
         )
         return r2_score(truth, values)
 
@@ -204,7 +204,7 @@ R2_VALENCE = over_all_tracks("r2_valence", _r2("valence"))
 R2_MEAN = over_all_tracks("r2_mean", _r2("arousal", "valence"))  # what jukemir selects models by
 
 
-# Tempo --------------------------------------------------------------------------------------------------------
+# Tempo -------------------------------------------------------------------------------------------------
 
 TEMPO_TOLERANCE = 0.04
 
@@ -225,7 +225,7 @@ TEMPO_ACC1 = mean_over_tracks("tempo_acc1", _same_tempo)  # within 4 %
 TEMPO_ACC2 = mean_over_tracks("tempo_acc2", _octave_tempo)  # or within 4 % of 2, 1/2, 3, 1/3 times the tempo
 
 
-# Beats --------------------------------------------------------------------------------------------------------
+# Beats -------------------------------------------------------------------------------------------------
 
 
 def beat_f(
@@ -234,13 +234,13 @@ def beat_f(
     trim_seconds: float = 0.0,
     events: Literal["beat", "downbeat"] = "beat",
 ) -> Metric:
-    """F-measure of beat or downbeat times. Sources differ in all of tolerance, pooling and trimming (D3, D4, D5).
+    """F-measure of beat or downbeat times. Sources differ in tolerance, pooling and trimming (D3, D4, D5).
 
-    The name says which: `beat_f_70ms_per_track`, `downbeat_f_20ms_pooled_trim5s`. A track without a reference or
-    an estimate scores 0, as in mir_eval.
+    The name says which: `beat_f_70ms_per_track`, `downbeat_f_20ms_pooled_trim5s`. A track without a reference
+    or an estimate scores 0, as in mir_eval.
 
     Args:
-        tolerance_seconds: half-width of the window around a reference event; 0.07 in code, 0.02 in the thesis text.
+        tolerance_seconds: half-width of the window around an event; 0.07 in code, 0.02 in the thesis text.
         pooling: mean of the F of every track, or one F from matches added up over all tracks (MARBLE).
         trim_seconds: events before this are left out on both sides; 5.0 is mir_eval's convention.
     """
@@ -278,7 +278,7 @@ BEAT_F_20MS_POOLED = beat_f(0.02, "pooled")
 DOWNBEAT_F_70MS_PER_TRACK = beat_f(events="downbeat")
 
 
-# Chords and sections ----------------------------------------------------------------------------------------
+# Chords and sections -----------------------------------------------------------------------------------
 
 NO_CHORD = "N"
 
@@ -286,7 +286,7 @@ NO_CHORD = "N"
 def _majmin(reference: Segments, estimate: Segments) -> tuple[np.ndarray, np.ndarray]:
     """Per stretch of the reference's span: 1 right, 0 wrong, -1 not scored; and its duration in seconds.
 
-    Sixths and sevenths count as their triad, "N" is scored, and other chords and "X" in the reference are not.
+    Sixths and sevenths count as their triad, "N" is scored, other chords and "X" in the reference are not.
     """
     import mir_eval
 

@@ -1,0 +1,302 @@
+"""Metrics against published numbers (golden/metrics.json: mir_eval 0.8.2, scikit-learn, torchmetrics) and libraries."""
+
+import json
+from pathlib import Path
+
+import mir_eval
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from audiation import metrics
+from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Tempo
+from audiation.metrics import Metric
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
+PRINTED = 1e-9  # golden values have ten decimals
+EXACT = 1e-12  # against the libraries
+
+
+def labels(indices):
+    return [Label(str(i)) for i in indices]
+
+
+def beats(times):
+    return Beats(np.array(times, dtype=float), np.zeros(len(times), dtype=int))
+
+
+def segments(intervals, names=None):
+    return Segments(np.array(intervals, dtype=float), tuple(names or ["x"] * len(intervals)))
+
+
+def tags(rows):
+    return [Tags({f"tag {i}": float(v) for i, v in enumerate(row)}) for row in rows]
+
+
+# Classes -----------------------------------------------------------------------------------------------
+
+
+def test_accuracy_is_the_share_of_tracks_and_its_macro_form_the_mean_over_classes():
+    case = GOLDEN["accuracy"]
+    truth, answer = labels(case["y_true"]), labels(case["y_pred"])
+    assert metrics.ACCURACY.compute(truth, answer) == pytest.approx(case["micro"], abs=PRINTED)
+    macro = metrics.ACCURACY_CLASS_MACRO.compute(truth, answer)
+    assert macro == pytest.approx(case["class_macro"], abs=1e-7)  # torchmetrics computes in float32
+    assert macro == pytest.approx(
+        sklearn.metrics.balanced_accuracy_score(case["y_true"], case["y_pred"]), abs=EXACT
+    )
+
+
+def test_accuracy_takes_keys_and_refuses_to_compare_unlike_things():
+    c, a = Key(0, "major"), Key(9, "minor")
+    assert metrics.ACCURACY.compute([c, a], [c, c]) == 0.5
+    with pytest.raises(ValueError, match="compares two labels or two keys"):
+        metrics.ACCURACY.compute([c], [Label("C major")])
+
+
+# Key ---------------------------------------------------------------------------------------------------
+
+
+def test_key_scores_equal_the_published_table_of_24_by_24():
+    case = GOLDEN["key"]
+    keys = [Key.from_index(i) for i in range(24)]
+    assert [str(k) for k in keys] == case["labels"]
+    table = [[metrics.KEY_WEIGHTED.per_track(r, e) for e in keys] for r in keys]
+    assert table == case["table_rows_reference_columns_estimate"]
+
+
+def test_the_symmetric_key_score_differs_in_the_fifth_below_and_nowhere_else():
+    keys = [Key.from_index(i) for i in range(24)]
+    changed = {
+        ((e.tonic - r.tonic) % 12, r.mode == e.mode, metrics.KEY_WEIGHTED_SYMMETRIC.per_track(r, e))
+        for r in keys
+        for e in keys
+        if metrics.KEY_WEIGHTED_SYMMETRIC.per_track(r, e) != metrics.KEY_WEIGHTED.per_track(r, e)
+    }
+    assert changed == {(5, True, 0.5)}
+
+
+# Tags and emotion --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN["multilabel"], ids=lambda c: c["name"])
+def test_tag_metrics_equal_scikit_learn_and_torchmetrics(case):
+    truth, scores = tags(case["y_true"]), tags(case["y_score"])
+    defined = [i for i, v in enumerate(case["sklearn_roc_auc_per_label"]) if v is not None]
+    auc = np.mean([case["sklearn_roc_auc_per_label"][i] for i in defined])
+    ap = np.mean([case["sklearn_ap_per_label"][i] for i in defined])
+    assert metrics.ROC_AUC.compute(truth, scores) == pytest.approx(auc, abs=PRINTED)
+    assert metrics.AP_UNDEFINED_SKIPPED.compute(truth, scores) == pytest.approx(ap, abs=PRINTED)
+    assert metrics.AP.compute(truth, scores) == pytest.approx(case["sklearn_ap_macro"], abs=PRINTED)
+    torch_auc, torch_ap = case["torchmetrics_auroc_macro"], case["torchmetrics_ap_macro"]
+    assert metrics.ROC_AUC_UNDEFINED_ZERO.compute(truth, scores) == pytest.approx(torch_auc, abs=1e-7)
+    assert metrics.AP.compute(truth, scores) == pytest.approx(torch_ap, abs=1e-7)
+    if case["sklearn_roc_auc_macro"] is not None:
+        y, p = np.array(case["y_true"]), np.array(case["y_score"])
+        assert metrics.ROC_AUC.compute(truth, scores) == pytest.approx(
+            sklearn.metrics.roc_auc_score(y, p, average="macro"), abs=EXACT
+        )
+        assert metrics.AP.compute(truth, scores) == pytest.approx(
+            sklearn.metrics.average_precision_score(y, p, average="macro"), abs=EXACT
+        )
+
+
+@pytest.mark.parametrize(
+    ("truth", "scores", "message"),
+    [
+        (
+            tags([[1, 0], [0, 1]]),
+            [Tags({"tag 0": 0.5}), Tags({"tag 0": 0.5})],
+            "estimate 0 differs in: tag 1",
+        ),
+        ([Tags({}), Tags({})], [Tags({}), Tags({})], "no tag at all"),
+        (tags([[0.5], [1]]), tags([[0.5], [1]]), "0.0 or 1.0"),
+        (tags([[1], [1]]), tags([[0.5], [1]]), "no tag of these 2 tracks"),
+    ],
+)
+def test_tags_that_cannot_be_scored_are_refused(truth, scores, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.ROC_AUC.compute(truth, scores)
+
+
+def test_r2_per_dimension_and_mean():
+    case = GOLDEN["r2"]
+    truth, answer = ([Emotion(*row) for row in case[k]] for k in ("y_true", "y_pred"))
+    computed = [m.compute(truth, answer) for m in (metrics.R2_AROUSAL, metrics.R2_VALENCE, metrics.R2_MEAN)]
+    assert computed == pytest.approx([*case["columns"], case["mean"]], abs=PRINTED)
+    assert computed[2] == pytest.approx(sklearn.metrics.r2_score(case["y_true"], case["y_pred"]), abs=EXACT)
+    with pytest.raises(ValueError, match="two tracks or more"):
+        metrics.R2_MEAN.compute(truth[:1], answer[:1])
+
+
+# Tempo and beats ---------------------------------------------------------------------------------------
+
+
+def test_tempo_accuracies():
+    case = GOLDEN["tempo"]
+    pairs = [(Tempo(r), Tempo(e)) for r, e in case["pairs_reference_estimate"]]
+    for metric, key in ((metrics.TEMPO_ACC1, "accuracy1"), (metrics.TEMPO_ACC2, "accuracy2")):
+        assert [bool(metric.per_track(r, e)) for r, e in pairs] == case[key]
+        mean = metric.compute(*zip(*pairs, strict=True))
+        assert mean == pytest.approx(case[f"{key}_mean"], abs=PRINTED)
+
+
+@pytest.mark.parametrize("case", GOLDEN["beat"], ids=lambda c: c["name"])
+def test_beat_f_measure_with_every_tolerance_and_trimming(case):
+    reference, estimate = beats(case["reference"]), beats(case["estimate"])
+    for tolerance, name in ((0.02, "20ms"), (0.07, "70ms")):
+        for trim, suffix in ((0.0, ""), (5.0, "_trim5s")):
+            metric = metrics.beat_f(tolerance, trim_seconds=trim)
+            value = metric.compute([reference], [estimate])
+            assert value == pytest.approx(case[f"f_{name}{suffix}"], abs=PRINTED)
+            assert metric.name == f"beat_f_{name}_per_track{suffix}"
+            if len(case["estimate"]):  # mir_eval warns about an empty estimate
+                trimmed = [mir_eval.beat.trim_beats(b.times_seconds, trim) for b in (reference, estimate)]
+                assert value == pytest.approx(mir_eval.beat.f_measure(*trimmed, tolerance), abs=EXACT)
+
+
+def test_beat_pooling_counts_events_and_not_tracks():
+    case = GOLDEN["beat_pooling"]
+    chosen = [c for name in case["cases"] for c in GOLDEN["beat"] if c["name"] == name]
+    pairs = [beats(c["reference"]) for c in chosen], [beats(c["estimate"]) for c in chosen]
+    per_track, pooled = metrics.BEAT_F_70MS_PER_TRACK, metrics.BEAT_F_70MS_POOLED
+    assert per_track.compute(*pairs) == pytest.approx(case["f_mean_of_tracks"], abs=PRINTED)
+    assert pooled.compute(*pairs) == pytest.approx(case["f_pooled"], abs=PRINTED)
+    assert pooled.per_track is None
+
+
+def test_downbeats_are_the_beats_at_position_one():
+    reference = Beats(np.arange(1.0, 9.0), np.array([1, 2, 3, 4] * 2))
+    every_beat = Beats(np.arange(1.0, 9.0), np.ones(8, dtype=int))
+    assert metrics.DOWNBEAT_F_70MS_PER_TRACK.compute([reference], [reference]) == 1.0
+    assert metrics.DOWNBEAT_F_70MS_PER_TRACK.compute([reference], [every_beat]) == pytest.approx(0.4)
+    assert metrics.BEAT_F_70MS_PER_TRACK.compute([reference], [every_beat]) == 1.0
+
+
+# Chords and sections -----------------------------------------------------------------------------------
+
+
+def test_chords_as_major_and_minor_weighted_by_duration():
+    case = GOLDEN["chord"]
+    reference = segments(case["reference_intervals"], case["reference_labels"])
+    estimate = segments(case["estimate_intervals"], case["estimate_labels"])
+    short = case["estimate_too_short"]
+    truncated = segments(short["intervals"], short["labels"])
+    metric = metrics.CHORD_MAJMIN
+    assert metric.per_track(reference, estimate) == pytest.approx(case["majmin_weighted"], abs=PRINTED)
+    assert metric.per_track(reference, truncated) == pytest.approx(short["majmin_weighted"], abs=PRINTED)
+    library = mir_eval.chord.evaluate(
+        reference.intervals_seconds,
+        list(reference.labels),
+        estimate.intervals_seconds,
+        list(estimate.labels),
+    )
+    assert metric.per_track(reference, estimate) == pytest.approx(library["majmin"], abs=EXACT)
+
+
+def test_which_chord_labels_are_scored():
+    for table, estimated in (
+        ("majmin_of_label_with_itself", None),
+        ("majmin_reference_vs_C_major", "C:maj"),
+    ):
+        for label, expected in GOLDEN["chord"][table].items():
+            # A second chord that is always right keeps the score defined where the first is not counted.
+            reference = segments([[0, 1], [1, 2]], [label, "G:min"])
+            estimate = segments([[0, 1], [1, 2]], [estimated or label, "G:min"])
+            want = 1.0 if expected == -1 else (expected + 1) / 2
+            assert metrics.CHORD_MAJMIN.per_track(reference, estimate) == pytest.approx(want, abs=EXACT), (
+                label
+            )
+
+
+def test_chords_pooled_by_duration_weigh_long_tracks_more_and_gaps_mean_no_chord():
+    long = segments([[0, 3]], ["C:maj"]), segments([[0, 3]], ["C:maj"])
+    brief = segments([[0, 1]], ["C:maj"]), segments([[0, 1]], ["A:min"])
+    pairs = tuple(zip(long, brief, strict=True))
+    assert metrics.CHORD_MAJMIN.compute(*pairs) == pytest.approx(0.5)
+    assert metrics.CHORD_MAJMIN_BY_DURATION.compute(*pairs) == pytest.approx(0.75)
+    gap = segments([[0, 1], [3, 4]], ["C:maj", "C:maj"])
+    filled = segments([[0, 1], [1, 3], [3, 4]], ["C:maj", "N", "C:maj"])
+    assert metrics.CHORD_MAJMIN.per_track(gap, filled) == 1.0
+    assert metrics.CHORD_MAJMIN.per_track(segments([[0, 4]], ["C:maj"]), gap) == 0.5
+    with pytest.raises(ValueError, match="at least one segment"):
+        metrics.CHORD_MAJMIN.per_track(segments(np.zeros((0, 2)), []), gap)
+
+
+@pytest.mark.parametrize("case", GOLDEN["boundary"]["results"])
+def test_boundaries(case):
+    reference, estimate = (
+        segments(np.stack([bounds[:-1], bounds[1:]], axis=1))
+        for bounds in (np.array(GOLDEN["boundary"][k]) for k in ("reference_bounds", "estimate_bounds"))
+    )
+    metric = metrics.boundary_f(case["window"], case["trim"])
+    assert metric.per_track(reference, estimate) == pytest.approx(case["precision_recall_f"][2], abs=PRINTED)
+
+
+# All of them -------------------------------------------------------------------------------------------
+
+CONSTANTS = {name: value for name, value in vars(metrics).items() if isinstance(value, Metric)}
+
+
+def some_pairs(metric, generator, n=40):
+    """(references, estimates) of a kind the metric takes, about half of them right."""
+
+    def draw(make):
+        references = [make() for _ in range(n)]
+        return references, [r if generator.random() < 0.5 else make() for r in references]
+
+    name = metric.name
+    if name.startswith("accuracy"):
+        return draw(lambda: Label(str(generator.integers(4))))
+    if name.startswith("key"):
+        return draw(lambda: Key.from_index(int(generator.integers(24))))
+    if name.startswith("tempo"):
+        return draw(lambda: Tempo(float(generator.choice([60, 90, 120, 180]))))
+    if name.startswith(("beat", "downbeat")):
+        return draw(
+            lambda: Beats(np.cumsum(generator.uniform(0.3, 0.6, 16)), np.array([1, 2, 3, 4] * 4, dtype=int))
+        )
+    if name.startswith("r2"):
+        return draw(lambda: Emotion(*generator.normal(size=2)))
+    if name.startswith(("chord", "boundary")):
+        return draw(
+            lambda: segments(
+                np.lib.stride_tricks.sliding_window_view(
+                    np.concatenate([[0], np.cumsum(generator.uniform(1, 9, 4))]), 2
+                ),
+                generator.choice(["C:maj", "A:min", "N", "G:7"], 4).tolist(),
+            )
+        )
+    return draw(lambda: tags(generator.integers(0, 2, (1, 3)))[0])
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_every_metric_is_1_for_perfect_estimates_and_less_for_others(name):
+    metric = CONSTANTS[name]
+    references, estimates = some_pairs(metric, np.random.default_rng(3))
+    assert metric.compute(references, references) == pytest.approx(1.0, abs=EXACT)
+    assert metric.compute(references, estimates) < 0.99
+    assert metric.higher_is_better and metric.versioned_name == f"{metric.name}@1"
+
+
+@pytest.mark.parametrize("name", [n for n, m in CONSTANTS.items() if m.per_track])
+def test_a_mean_over_tracks_is_the_mean_of_its_per_track_values(name):
+    metric = CONSTANTS[name]
+    references, estimates = some_pairs(metric, np.random.default_rng(4))
+    values = [metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)]
+    draw = np.random.default_rng(5).integers(0, len(values), len(values))
+    resampled = metric.compute([references[i] for i in draw], [estimates[i] for i in draw])
+    assert resampled == pytest.approx(np.array(values)[draw].mean(), abs=EXACT)
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_every_metric_refuses_no_tracks_and_unpaired_tracks(name):
+    references, estimates = some_pairs(CONSTANTS[name], np.random.default_rng(6))
+    for bad in (([], []), (references, estimates[:-1])):
+        with pytest.raises(ValueError, match="needs one estimate per reference"):
+            CONSTANTS[name].compute(*bad)
+
+
+def test_names_are_unique():
+    names = [m.name for m in CONSTANTS.values()]
+    assert len(names) == len(set(names))
