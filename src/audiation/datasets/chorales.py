@@ -5,7 +5,6 @@ music21 (the optional extra `scores`) is imported inside functions only.
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,15 +79,21 @@ def chorale_files() -> list[Path]:
     return files
 
 
-def read_chorale(path: Path) -> Chorale | None:
-    """Parse one file; None when it has no four sung parts (a keyboard piece)."""
+def read_chorale(path: Path, scratch_dir: Path) -> Chorale | None:
+    """Parse one file; None when it has no four sung parts (a keyboard piece).
+
+    music21 stores no pickle here. What it may unpack goes to `scratch_dir`, not to the system's temporary folder.
+    """
     _music21()
     from music21 import converter, environment
 
-    # music21 keeps no pickle here, but unpacks into its scratch folder; without this, into the system's.
-    with tempfile.TemporaryDirectory(prefix="audiation-") as scratch:
-        environment.Environment()["directoryScratch"] = scratch
+    settings = environment.Environment()  # in memory only; the user's own settings file is not written
+    before = settings["directoryScratch"]
+    settings["directoryScratch"] = str(scratch_dir)
+    try:
         score: Any = converter.parse(path, forceSource=True, storePickle=False)
+    finally:
+        settings["directoryScratch"] = before
     parts = list(score.parts)
     sung = [p for p in parts if str(p.id).startswith(PART_NAMES)]
     if not sung and len(parts) == 4:

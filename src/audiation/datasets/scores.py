@@ -11,11 +11,13 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,21 +163,26 @@ def make_scores(
                 return Scores(root)
         plan = _read_json(root / "plan.json")
         if plan is None:
-            plan = header | plan_clips(read_corpus(workers, progress), seed, num_clips)
+            plan = header | plan_clips(read_corpus(root / "scratch", workers, progress), seed, num_clips)
             _write_json(root / "plan.json", plan)
         _check_header(plan, root, header)
         render_clips(root, plan, workers, progress)
     return Scores(root)
 
 
-def read_corpus(workers: int, progress: Progress) -> list[Chorale | str]:
-    """All Bach scores of the corpus in order of name; the name alone where there are no four sung parts."""
+def read_corpus(scratch_dir: Path, workers: int, progress: Progress) -> list[Chorale | str]:
+    """All Bach scores of the corpus in order of name; the name alone where there are no four sung parts.
+
+    scratch_dir: made for music21 and removed.
+    """
     files = chorales.chorale_files()
+    scratch_dir.mkdir(parents=True, exist_ok=True)
     progress(0, len(files), "reading chorales")
     found: dict[Path, Chorale | None] = {}
-    for answer in serve(files, _read_job, workers, threads=1):
+    for answer in serve(files, partial(_read_job, scratch_dir), workers, threads=1):
         found[answer.job] = _alive(answer.message)
         progress(len(found), len(files), "reading chorales")
+    shutil.rmtree(scratch_dir)
     return [found[f] or f.stem for f in files]
 
 
@@ -318,8 +325,8 @@ def _cut_clip(score: Chorale, key: Key, draws: Draws, windows: Counter[str]) -> 
     transposition = (key.tonic - score.written_key.tonic + 6) % 12 - 6
     notes = [n._replace(midi=n.midi + transposition) for n in score.notes]
     beats = range(first, min(num_beats, first + math.ceil(window_beats - 1e-9)))
-    times = [lead_in + (b - first) * beat_seconds for b in beats]
-    intervals = [[t, min(CLIP_SECONDS, t + beat_seconds)] for t in times]
+    edges = [lead_in + i * beat_seconds for i in range(len(beats) + 1)]
+    intervals = [[a, min(CLIP_SECONDS, b)] for a, b in pairwise(edges)]
     labels = [chorales.chord_label(notes, b * unit, (b + 1) * unit) for b in beats]
     if lead_in > 0.0:
         intervals, labels = [[0.0, lead_in], *intervals], ["N", *labels]
@@ -330,7 +337,7 @@ def _cut_clip(score: Chorale, key: Key, draws: Draws, windows: Counter[str]) -> 
         "transposition": transposition,
         "key": str(key),
         "bpm": bpm,
-        "beats": times,
+        "beats": edges[:-1],
         "positions": [score.beat_positions[b] for b in beats],
         "chord_intervals": intervals,
         "chords": labels,
@@ -390,8 +397,8 @@ def render_clips(root: Path, plan: dict[str, Any], workers: int, progress: Progr
     _write_json(root / "index.json", plan | {"clips": clips})
 
 
-def _read_job(path: Path) -> Iterator[Chorale | None]:
-    yield chorales.read_chorale(path)
+def _read_job(scratch_dir: Path, path: Path) -> Iterator[Chorale | None]:
+    yield chorales.read_chorale(path, scratch_dir)
 
 
 def _render_job(root: Path, seed: int, clip: dict[str, Any]) -> Iterator[str]:
