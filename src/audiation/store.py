@@ -44,10 +44,10 @@ from audiation.store_rows import (
 
 COMMIT_ROWS = 512
 COMMIT_SECONDS = 10.0
-COMMIT_BYTES = 64 * 2**20
+COMMIT_BYTES = 8 * 2**20  # a commit holds them several times over
 COMPACT_EVERY_COMMITS = 200  # every manifest names every fragment, so thousands of small commits add up
 FRAGMENT_BYTES = 2**30
-READ_BYTES = 64 * 2**20
+READ_BYTES = 16 * 2**20
 
 
 class StoreError(ValueError):
@@ -249,6 +249,7 @@ class FeatureStore:
             target_rows_per_fragment=max(1, FRAGMENT_BYTES // self._row_bytes()),
             batch_size=max(1, READ_BYTES // self._row_bytes()),
             num_threads=1,
+            compaction_mode="try_binary_copy",  # re-encoding takes several times the memory
         )
         # The lock makes this the only writer, so unverified files are nobody's work in progress.
         self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
