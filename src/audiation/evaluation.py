@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interva
 from audiation.loading import load_backbone
 from audiation.methods import parse_method
 from audiation.metrics import Metric
-from audiation.probe import ProbeFit, mean_per_track, train_probe
+from audiation.probe import ProbeConfig, ProbeFit, mean_per_track, train_probe
 from audiation.protocols import PROTOCOLS, Protocol
 from audiation.store import FeatureStore
 from audiation.tasks import TASKS, Task
@@ -267,7 +268,7 @@ def _read_split(
         owner += [len(tracks)] * len(windows)
         keys += windows
         tracks.append(track)
-    vectors = torch.from_numpy(store.read(layer, keys)) if keys else torch.zeros(0, store.spec.dim)
+    vectors = torch.tensor(store.read(layer, keys)) if keys else torch.zeros(0, store.spec.dim)
     return _SplitVectors(tuple(tracks), vectors, torch.tensor(owner, dtype=torch.int64), tuple(failures))
 
 
@@ -304,28 +305,40 @@ def _select_probe(
     report: Callable[[EvaluationProgress], None],
 ) -> _TimedFit:
     """Train every configuration of the protocol; the best on validation, the first of equals."""
-    train, valid = vectors["train"], vectors["valid"]
-    annotations = [task.annotation(t) for t in train.tracks]
+    train_split, valid = vectors["train"], vectors["valid"]
+    annotations = [task.annotation(t) for t in train_split.tracks]
     references = [task.annotation(t) for t in valid.tracks]
 
     def score(logits: Tensor) -> float:
         value = metric.compute(references, answer_tracks(task, logits, valid.track_of_window))
         return value if metric.higher_is_better else -value
 
-    started = time.perf_counter()
-    fits = [
-        train_probe(
+    def train(config: ProbeConfig) -> ProbeFit:
+        return train_probe(
             dataclasses.replace(config, seed=seed),
             task.target,
-            train.vectors,
-            [annotations[i] for i in train.track_of_window.tolist()],
+            train_split.vectors,
+            [annotations[i] for i in train_split.track_of_window.tolist()],
             valid.vectors,
             score,
             progress=lambda e: report(EvaluationProgress("probe", validation_score=e.score, step=e.step)),
         )
-        for config in protocol.probes
-    ]
+
+    started = time.perf_counter()
+    with _one_thread():
+        fits = [train(config) for config in protocol.probes]
     return _TimedFit(max(fits, key=lambda f: f.best_score), time.perf_counter() - started)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Products as small as a probe's cost less than waking a second thread for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def answer_tracks(task: Task, logits: Tensor, track_of_window: Tensor) -> list[Any]:

@@ -20,6 +20,8 @@ class Task:
     clip_seconds: length of the windows a track is cut into; None: the whole track is one clip.
     level: MARBLE's level of musical description (thesis, table 3.1).
     published_as: (task, dataset) ids in the published results, for the table beside ours; None for our own tasks.
+    compare_with: ids of a published task with the same question on other data, for a task of our own. Shown beside
+        ours and labelled as other data.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Task:
     clip_seconds: float | None = None
     level: Literal["high-level", "score", "performance", "acoustic"] = "high-level"
     published_as: tuple[str, str] | None = None
+    compare_with: tuple[str, str] | None = None
 
 
 TASKS: Registry[Task] = Registry("task", "audiation.tasks")
