@@ -36,8 +36,11 @@ class ClipContext:
 class Target(Protocol):
     """Output space of a task: `num_outputs` logits, per clip or per frame."""
 
-    num_outputs: int
-    per_frame: bool
+    @property
+    def num_outputs(self) -> int: ...
+
+    @property
+    def per_frame(self) -> bool: ...
 
     def encode(self, annotation: Any, grid: FrameGrid | None = None) -> Tensor: ...
 

@@ -1,0 +1,43 @@
+"""Fixtures that several test files use, and a count of the tests that need official files."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+METADATA_ROOT = "AUDIATION_METADATA_ROOT"
+_OFFICIAL = pytest.StashKey[set[str]]()
+
+
+@pytest.fixture
+def real_metadata() -> Path:
+    """Folder with official split and annotation files, laid out as `datasets.metadata` says."""
+    root = os.environ.get(METADATA_ROOT)
+    if not root:
+        pytest.skip(
+            f"needs official split and annotation files: set {METADATA_ROOT} to a folder that has them"
+        )
+    if not Path(root).is_dir():
+        pytest.fail(f"{METADATA_ROOT} is {root}, which is not a folder")
+    return Path(root)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    config.stash[_OFFICIAL] = {i.nodeid for i in items if "real_metadata" in getattr(i, "fixturenames", ())}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say how many of these tests ran, so that none is skipped without a word."""
+    wanted = config.stash.get(_OFFICIAL, set())
+    if not wanted:
+        return
+    ran = {
+        r.nodeid
+        for kind in ("passed", "failed")
+        for r in terminalreporter.stats.get(kind, [])
+        if r.when == "call"
+    }
+    count = len(ran & wanted)
+    reason = "" if count else f" ({METADATA_ROOT} is not set)" if not os.environ.get(METADATA_ROOT) else ""
+    terminalreporter.write_line(f"official metadata: {count} of {len(wanted)} tests that need it ran{reason}")
