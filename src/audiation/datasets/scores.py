@@ -89,7 +89,7 @@ class Scores(Dataset):
     info = DatasetInfo(
         title="Bach chorales of the music21 corpus, rendered here by a small synthesiser",
         where='nothing to fetch: made by `audiation demo` (needs the extra: pip install "audiation[scores]")',
-        size="480 clips of 12 s, 24 kHz mono, 280 MB, made in about two minutes on 2 cores",
+        size="480 clips of 12 s, 24 kHz mono, 280 MB, made in about two minutes of processor time",
         licence="the music is in the public domain; the encodings are part of music21's corpus, 'distributed with "
         "the permission of the encoders', and some of that corpus may not be used commercially (corpus/license.txt "
         "in the music21 package)",
