@@ -1,0 +1,310 @@
+"""GTZAN on a generated copy of its layout (the official annotation syntax, our own tones), and on official lists."""
+
+import shutil
+import urllib.error
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiation.annotations import Key, Label
+from audiation.datasets import DATASETS, metadata
+from audiation.datasets.gtzan import GENRES, KEY_FOLDER, SPLIT_LISTS, parse_lerch_key
+from audiation.datasets.metadata import MetadataError, MetadataUnavailableError, read_metadata_folder
+
+SAMPLE_RATE_HZ = 22050
+BAD_FILE = "ignore:gtzan. 1 of 31 listed recordings left out:UserWarning"
+LERCH_FILES = {
+    "blues.00000": b"0",
+    "blues.00001": b"3\n",
+    "classical.00000": b"11",
+    "classical.00001": b"12\n",
+    "country.00000": b"15",
+    "country.00001": b"23\n",
+    "disco.00000": b"-1",
+    "disco.00001": b"-1\r\n",
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv(metadata.ENVIRONMENT, raising=False)
+
+    def offline(url):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setattr(metadata, "open_https", offline)
+
+
+def make_audio(folder, seconds=0.5):
+    """Three tracks per genre, class k a sine at 110 x 2^(k/12) Hz; and jazz.00054, which is not audio."""
+    for k, genre in enumerate(GENRES):
+        (folder / genre).mkdir(parents=True)
+        for i in range(3):
+            duration = seconds + {("pop", 0): -0.01, ("rock", 1): 0.01}.get((genre, i), 0.0)
+            time = np.arange(round(duration * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+            tone = 0.3 * np.sin(2 * np.pi * 110 * 2 ** (k / 12) * time + i)
+            soundfile.write(folder / genre / f"{genre}.{i:05d}.wav", tone, SAMPLE_RATE_HZ, subtype="PCM_16")
+    (folder / "jazz" / "jazz.00054.wav").write_bytes(np.random.default_rng(0).bytes(100))
+
+
+def make_lists(folder):
+    entries = [[f"{g}/{g}.{i:05d}.wav" for g in GENRES] for i in range(3)]
+    entries[0].append("jazz/jazz.00054.wav")
+    for split, names in zip(("train", "valid", "test"), entries, strict=True):
+        newline, end = ("\r\n", "\r\n\r\n") if split == "test" else ("\n", "\n")
+        (folder / f"{split}_filtered.txt").write_bytes((newline.join(names) + end).encode())
+
+
+def make_keys(folder):
+    for track_id, content in LERCH_FILES.items():
+        path = folder / track_id.split(".")[0] / f"{track_id}.lerch.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / "disco" / "disco.00055.pk").write_bytes(b"\x80\x04.")
+
+
+@pytest.fixture
+def original(tmp_path):
+    root = tmp_path / "gtzan"
+    make_audio(root / "genres")
+    make_lists(root)
+    return root
+
+
+def load(root, **options):
+    return DATASETS["gtzan"](root, **options)
+
+
+# Audio and splits ----------------------------------------------------------------------------------------
+
+
+def test_a_corrupt_file_is_skipped_with_a_warning_and_its_reason(original):
+    with pytest.warns(UserWarning, match=r"1 of 31 listed recordings left out, the first: jazz\.00054"):
+        data = load(original)
+    assert data.counts == {"train": 10, "valid": 10, "test": 10}
+    (skipped,) = data.skipped
+    assert (skipped.track_id, skipped.split) == ("jazz.00054", "train")
+    assert "jazz.00054.wav" in skipped.reason
+    assert not data.official_split
+    assert data.verify() == [
+        f"jazz.00054: {skipped.reason}",
+        "the split lists in the data folder are not the published ones",
+    ]
+    data.check_groups()
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+def test_tracks_have_their_genre_and_their_audio(original):
+    data = load(original)
+    assert [t.genre for t in data.split("test")] == [Label(g) for g in GENRES]
+    track = next(t for t in data.tracks if t.track_id == "rock.00001")
+    assert track.split == "valid" and track.audio_path == original / "genres" / "rock" / "rock.00001.wav"
+    assert track.load(SAMPLE_RATE_HZ).shape == (round(0.51 * SAMPLE_RATE_HZ),)
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+@pytest.mark.parametrize(
+    ("audio", "lists", "root"),
+    [
+        ("genres", "", ""),
+        ("genres", "genres", ""),
+        ("genres", "", "genres"),
+        ("genres", "genres", "genres"),
+        ("Data/genres_original", "", ""),
+        ("Data/genres_original", "Data", ""),
+        ("Data/genres_original", "Data/genres_original", ""),
+        ("Data/genres_original", "Data", "Data"),
+        ("Data/genres_original", "Data", "Data/genres_original"),
+    ],
+)
+def test_both_layouts_from_the_parent_or_the_folder_itself(tmp_path, original, audio, lists, root):
+    top = tmp_path / "copy"
+    shutil.copytree(original / "genres", top / audio)
+    make_lists(top / lists)
+    data = load(top / root)
+    assert data.counts == {"train": 10, "valid": 10, "test": 10}
+    assert data.split_hash == load(original).split_hash
+
+
+def test_jazz_00054_kept_where_it_can_be_read_and_dropped_on_request(original):
+    folder = original / "genres" / "jazz"
+    shutil.copy(folder / "jazz.00000.wav", folder / "jazz.00054.wav")
+    assert load(original).counts == {"train": 11, "valid": 10, "test": 10}
+    dropped = load(original, jazz_00054="drop")
+    assert dropped.counts == {"train": 10, "valid": 10, "test": 10} and dropped.skipped == ()
+    with pytest.raises(ValueError, match="'keep' or 'drop'"):
+        load(original, jazz_00054="maybe")
+
+
+@pytest.mark.filterwarnings("ignore:gtzan. 2 of 31:UserWarning")
+def test_a_missing_file_is_skipped_with_its_reason(original):
+    (original / "genres" / "pop" / "pop.00002.wav").unlink()
+    data = load(original)
+    assert data.counts["test"] == 9
+    assert [s.track_id for s in data.skipped if s.split == "test"] == ["pop.00002"]
+
+
+def test_a_folder_without_gtzan_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        load(tmp_path / "nowhere")
+    assert str(caught.value).startswith(
+        f"gtzan not found at {tmp_path / 'nowhere'} (looked for genres/blues/"
+    )
+    assert "docs/datasets.md" in str(caught.value)
+
+
+def test_a_folder_with_none_of_the_listed_recordings_is_not_gtzan(original):
+    shutil.rmtree(original / "genres")
+    (original / "genres" / "blues").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="none of the listed gtzan tracks can be read"):
+        load(original)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../../etc/passwd", r"train_filtered\.txt, line 12: '../../etc/passwd' is not an entry"),
+        ("blues/../rock/rock.00000.wav", "is not an entry"),
+        ("blues/rock.00000.wav", "is not an entry"),
+        ("polka/polka.00000.wav", "is not an entry"),
+        ("blues/blues.0.wav", "is not an entry"),
+        ("blues/blues.00000.wav", r"line 12: blues\.00000 is listed already in .*line 1$"),
+    ],
+)
+def test_a_bad_list_is_refused_with_file_and_line(original, line, message):
+    with open(original / "train_filtered.txt", "a") as listed:
+        listed.write(f"{line}\n")
+    with pytest.raises(ValueError, match=message):
+        load(original)
+
+
+def test_all_three_lists_or_none(original):
+    (original / "valid_filtered.txt").unlink()
+    with pytest.raises(ValueError, match=r"has train_filtered\.txt but not valid_filtered\.txt"):
+        load(original)
+
+
+def test_without_lists_and_network_the_error_says_what_to_put_where(original):
+    for name in ("train", "valid", "test"):
+        (original / f"{name}_filtered.txt").unlink()
+    with pytest.raises(MetadataUnavailableError, match=r"gtzan-fault-filtered/gtzan/train_filtered\.txt"):
+        load(original)
+
+
+def test_lists_below_the_metadata_root_must_be_the_published_ones(original, tmp_path):
+    folder = tmp_path / "official" / "gtzan-fault-filtered" / "gtzan"
+    folder.mkdir(parents=True)
+    for name in ("train", "valid", "test"):
+        shutil.move(original / f"{name}_filtered.txt", folder)
+    with pytest.raises(MetadataError, match=r"train_filtered\.txt is not the published file"):
+        load(original, metadata_root=tmp_path / "official")
+
+
+# Keys ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+@pytest.mark.parametrize("folder", ["gtzan_key/genres", "gtzan_key/gtzan_key/genres"])
+def test_keys_are_counted_from_a(original, folder):
+    make_keys(original / folder)
+    keys = {t.track_id: t.key for t in load(original).tracks}
+    assert {k: v.index for k, v in keys.items() if v} == {
+        "blues.00000": 9,
+        "blues.00001": 0,
+        "classical.00000": 8,
+        "classical.00001": 21,
+        "country.00000": 12,
+        "country.00001": 20,
+    }
+    assert keys["disco.00000"] is keys["disco.00001"] is keys["rock.00000"] is None
+
+
+def test_every_key_number_is_another_key():
+    names = ["A", "Bb", "B", "C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab"]
+    for k in range(24):
+        expected = Key.parse(f"{names[k % 12]} {'major' if k < 12 else 'minor'}")
+        assert parse_lerch_key(str(k).encode(), "here") == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"24", b"-2", b"A major", b"1 2", b"\xff", "٣".encode()])
+def test_a_key_file_with_anything_else_is_refused(content):
+    with pytest.raises(ValueError, match=r"^here: a key is one integer from -1 to 23"):
+        parse_lerch_key(content, "here")
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+def test_genre_needs_no_key_annotations_and_key_says_where_to_put_them(original):
+    data = load(original)
+    assert data.tracks[0].genre == Label("blues")
+    with pytest.raises(MetadataUnavailableError, match="becomes DIR/gtzan_key/gtzan_key/genres"):
+        data.tracks[0].key  # noqa: B018
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+def test_key_annotations_below_the_metadata_root_must_be_the_published_ones(original, tmp_path):
+    make_keys(tmp_path / "official" / KEY_FOLDER.path)
+    data = load(original, metadata_root=tmp_path / "official")
+    with pytest.raises(MetadataError, match="8 of 1000 files"):
+        data.tracks[0].key  # noqa: B018
+
+
+# Official files ------------------------------------------------------------------------------------------
+
+OFFICIAL_COUNTS = {
+    "blues": (46, 23, 31),
+    "classical": (48, 20, 31),
+    "country": (45, 23, 30),
+    "disco": (42, 22, 29),
+    "hiphop": (47, 18, 27),
+    "jazz": (43, 17, 27),
+    "metal": (44, 20, 27),
+    "pop": (41, 13, 30),
+    "reggae": (43, 17, 26),
+    "rock": (44, 24, 32),
+}
+
+
+@pytest.fixture
+def silent_gtzan(tmp_path):
+    """1,000 names for one short file."""
+    root = tmp_path / "gtzan"
+    one = tmp_path / "one.wav"
+    soundfile.write(one, np.zeros(100), SAMPLE_RATE_HZ, subtype="PCM_16")
+    for genre in GENRES:
+        (root / "genres" / genre).mkdir(parents=True)
+        for i in range(100):
+            (root / "genres" / genre / f"{genre}.{i:05d}.wav").hardlink_to(one)
+    return root
+
+
+def test_official_split(real_metadata, silent_gtzan):
+    data = load(silent_gtzan, metadata_root=real_metadata)
+    assert data.counts == {"train": 443, "valid": 197, "test": 290}
+    counted = {
+        g: tuple(sum(t.genre.name == g for t in data.split(s)) for s in ("train", "valid", "test"))
+        for g in GENRES
+    }
+    assert counted == OFFICIAL_COUNTS
+    assert data.official_split and data.skipped == () and data.verify() == []
+    assert data.split_hash == "f9e38153362e2021989bdfd300cc5932c061d9d60deb0366a43efeba75ca0827"
+    dropped = load(silent_gtzan, metadata_root=real_metadata, jazz_00054="drop")
+    assert dropped.counts == {"train": 442, "valid": 197, "test": 290}
+
+
+def test_official_keys(real_metadata, silent_gtzan):
+    data = load(silent_gtzan, metadata_root=real_metadata)
+    labelled = {s: sum(t.key is not None for t in data.split(s)) for s in ("train", "valid", "test")}
+    assert labelled == {"train": 364, "valid": 165, "test": 240}
+    files = read_metadata_folder(KEY_FOLDER, real_metadata)
+    keys = {name: parse_lerch_key(content, name) for name, content in files.items()}
+    assert len(keys) == 1000 and sum(k is not None for k in keys.values()) == 837
+    unlabelled = {g: sum(k is None and n.startswith(g + "/") for n, k in keys.items()) for g in GENRES}
+    assert unlabelled["classical"] == 100 and unlabelled["jazz"] == 21 and unlabelled["country"] == 1
+
+
+def test_official_lists_copied_into_the_data_folder_are_recognised(real_metadata, silent_gtzan):
+    for item in SPLIT_LISTS.values():
+        shutil.copy(real_metadata / item.path, silent_gtzan)
+    assert load(silent_gtzan).official_split
