@@ -127,11 +127,11 @@ class Stem(nn.Module):
         return self.project(self.features(waveform))
 
     def features(self, waveform: Tensor) -> Tensor:
-        """`(B, M, 4T)` float32, in deviations from the corpus mean; what BEST-RQ quantises."""
+        """`(B, M, S // 240)` float32, in deviations from the corpus mean; what BEST-RQ quantises."""
         return (self.mel(waveform) - self.statistics.mean_db) / self.statistics.std_db
 
     def project(self, mel_BMT: Tensor) -> Tensor:
-        """`(B, M, 4T)` -> `(B, T, D)`."""
+        """Features -> `(B, T, D)`; four mel frames make one."""
         x = mel_BMT.unsqueeze(1).to(self.projection.weight.dtype)
         # Pixels with adjacent channels (channels_last) are half again as fast; a single channel has to be told.
         height, width = x.shape[2:]
