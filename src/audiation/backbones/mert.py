@@ -34,7 +34,7 @@ STEM_NORM_EPS = 1e-5
 INIT_STD = 0.02
 # The stem runs in blocks of so many output frames. Its first activations have 64 times as many; on a CPU they
 # stay in the cache.
-BLOCK_FRAMES_CPU = 64
+BLOCK_FRAMES_CPU = 128
 BLOCK_FRAMES_OTHER = 4096
 
 
@@ -248,7 +248,7 @@ class ConvStack(nn.Module):
             bias = first.bias.float() if first.bias is not None else weight_CK.new_zeros(len(weight_CK))
             return weight_CK.t().expand(len(waveform), -1, -1), bias.expand(len(waveform), -1)
         # A bias of this convolution would vanish in the norm. Double, because the covariance is a difference.
-        windows = waveform.double().unfold(1, weight_CK.shape[1], self.config.conv_stride[0])
+        windows = waveform.unfold(1, weight_CK.shape[1], self.config.conv_stride[0]).double()
         mean_B1K = windows.mean(1, keepdim=True)
         second_BKK = windows.transpose(1, 2) @ windows / windows.shape[1]
         covariance_BKK = second_BKK - mean_B1K.transpose(1, 2) @ mean_B1K
@@ -296,16 +296,14 @@ def make_encoder(config: MertConfig, num_layers: int) -> TransformerEncoder:
 
 def unit_variance(waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
     """Each clip of `(B, S)` to zero mean and unit population variance over its valid samples; padding 0."""
-    x = waveform.double()
-    if num_samples is None or bool((num_samples == x.shape[1]).all()):
-        mean = x.mean(1, keepdim=True)
-        variance = x.var(1, keepdim=True, unbiased=False)
-        return ((x - mean) * torch.rsqrt(variance + NORMALISE_EPS)).to(waveform.dtype)
-    valid = torch.arange(x.shape[1], device=x.device) < num_samples[:, None]
-    count = num_samples[:, None].double()
-    mean = (x * valid).sum(1, keepdim=True) / count
-    variance = ((x - mean).square() * valid).sum(1, keepdim=True) / count
-    return ((x - mean) * torch.rsqrt(variance + NORMALISE_EPS) * valid).to(waveform.dtype)
+    total = waveform.shape[1]
+    lengths = torch.full((len(waveform),), total) if num_samples is None else num_samples
+    count = lengths.to(waveform.device)[:, None]
+    valid = torch.arange(total, device=waveform.device) < count
+    mean = (waveform * valid).sum(1, keepdim=True, dtype=torch.float64) / count
+    centred = (waveform - mean.to(waveform.dtype)) * valid
+    variance = centred.square().sum(1, keepdim=True, dtype=torch.float64) / count
+    return centred * torch.rsqrt(variance + NORMALISE_EPS).to(waveform.dtype)
 
 
 def frames_of(num_samples: int, config: MertConfig) -> int:
