@@ -56,6 +56,7 @@ def extract_with_progress(
             ),
             **options,
         )
+        bar.update(row, total=1, completed=1)
     rate = report.audio_seconds / report.wall_seconds if report.wall_seconds else 0.0
     console.print(
         f"{report.num_done} files extracted ({report.audio_seconds / 3600:.2f} audio-hours at {rate:.0f} "
@@ -117,8 +118,9 @@ def _show_extraction(bar: Progress, row: TaskID, state: ExtractProgress) -> None
         parts.append(f"{state.audio_hours_per_hour:.0f} audio-hours per hour")
     if state.seconds_left is not None and state.bytes_left:
         parts.append(f"{_duration(state.seconds_left)} left")
-    total = state.bytes_done + state.bytes_left
-    bar.update(row, total=total or 1, completed=state.bytes_done if total else 1, detail=", ".join(parts))
+    # One more than there is: the caller says when everything is done, so that the clock runs until then.
+    total = state.bytes_done + state.bytes_left + 1
+    bar.update(row, total=total, completed=state.bytes_done, detail=", ".join(parts))
 
 
 def _show_evaluation(bar: Progress, row: TaskID, state: EvaluationProgress) -> None:

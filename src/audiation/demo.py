@@ -41,8 +41,8 @@ def run_demo(*, workers: int = 2, console: Console | None = None) -> None:
     console.print()
     console.print(render_table(results, published))
     console.print(
-        "scores are renderings of Bach chorales: they show that the code is right, not how good a representation\n"
-        "is on recordings. The published rows are jukemir's numbers for the same two representations on other\n"
+        "scores are renderings of Bach chorales: they show that the code is right, not how good a representation "
+        "is on recordings. The published rows are jukemir's numbers for the same two representations on other "
         "data, the best of 216 configurations; ours is one of these. For orientation, not for comparison.",
         style="dim",
         highlight=False,
