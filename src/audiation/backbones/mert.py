@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
-from audiation.backbones.transformer import PositionalConv, TransformerBlock, TransformerEncoder
+from audiation.backbones.transformer import PositionalConv, TransformerBlock, TransformerEncoder, gelu
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors, normalise_weight_norm
 
 NORMALISE_EPS = 1e-7
@@ -228,10 +228,10 @@ class ConvStack(nn.Module):
     def _block(self, segment_BS: Tensor, kernel_BKC: Tensor, shift_BC: Tensor) -> Tensor:
         windows = segment_BS.unfold(1, self.config.conv_kernel[0], self.config.conv_stride[0])
         x = torch.baddbmm(shift_BC[:, None], windows, kernel_BKC).to(self.first.weight.dtype)
-        x = F.gelu(x if self.layer_norms is None else self.layer_norms[0](x))
+        x = gelu(x if self.layer_norms is None else self.layer_norms[0](x))
         for i, conv in enumerate(self.layers[1:], start=1):
             x = conv(x)
-            x = F.gelu(x if self.layer_norms is None else self.layer_norms[i](x))
+            x = gelu(x if self.layer_norms is None else self.layer_norms[i](x))
         return x
 
     @property
