@@ -46,7 +46,9 @@ class Encoder(nn.Module):
     def embed(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         return x_BTD
 
-    def layers(self, x_BTD: Tensor, valid_BT: Tensor | None = None, last: int | None = None) -> Iterator[Tensor]:
+    def layers(
+        self, x_BTD: Tensor, valid_BT: Tensor | None = None, last: int | None = None
+    ) -> Iterator[Tensor]:
         """Yield layer 0, 1, ..., `last` (default: all), each `(B, T, D)`; stopping early costs nothing more."""
         depth = len(self.blocks)
         stop = depth if last is None else last
