@@ -426,6 +426,9 @@ def test_cut_files(encoded, write, format):
         len(data) - 1,
     ):
         assert_refused(write(data[:cut]), TruncatedAudioError)
+    if format == "FLAC":
+        with pytest.raises(TruncatedAudioError, match=r"declares .* samples per channel, and the last one"):
+            load_audio(write(data[: len(data) // 2]), 24000)
     headers = 11 if format == "MP3" else 5
     for cut in (headers, 20, 30, 40, 43, 60):
         with pytest.raises((TruncatedAudioError, NotAudioError)):

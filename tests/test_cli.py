@@ -89,12 +89,29 @@ def test_extract_with_a_bad_file_ends_with_1_and_names_it(monkeypatch, capsys, m
     assert "1 files failed" in shown and "broken.mp3" in shown and "2 files extracted" in shown
 
 
+def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "two\nlines \x1b[31m [bold].wav"
+    path.write_bytes(b"")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert (
+        run(monkeypatch, "extract", path, "--backbone", "mfcc", "--store", tmp_path / "s", "--workers", 0)
+        == 1
+    )
+    reason = "two\\nlines \\x1b[31m [bold].wav: has zero bytes. Copy or download it again."
+    assert [line.endswith(reason) for line in capsys.readouterr().out.splitlines()].count(True) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["extract", "--backbone", "mfcc", "--store", "s"], "nothing to extract"),
         (["extract", "MUSIC", "--backbone", "mffc", "--store", "s"], "Did you mean 'mfcc'?"),
         (["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--layers", "3"], "layers 0..0, got 3"),
+        (["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--layers"], "at least one number"),
+        (
+            ["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--device", "gpu"],
+            "device 'gpu' cannot",
+        ),
         (["evaluate", "--backbone", "mfcc"], "name a --backbone and a --task"),
         (["evaluate", "--backbone", "mfcc", "--task", "gtzan_gender"], "Did you mean 'gtzan_genre'?"),
         (["evaluate", "--run", "nowhere.json"], "nowhere.json"),

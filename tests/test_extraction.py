@@ -199,11 +199,38 @@ def test_every_file_is_accounted_for(tmp_path, music):
     assert (report.num_done, report.num_duplicates, report.num_other, report.num_hidden) == (4, 1, 1, 2)
     reasons = {Path(f.path).name: f.reason for f in report.failures}
     assert set(reasons) == {"text.mp3", "empty.flac", "gone.ogg", "cut.wav", "short.wav", "missing.wav"}
-    assert "0.040 s; conv needs at least 0.050 s" in reasons["short.wav"]
+    assert "0.040 s; conv needs at least 0.050 s. Leave it out." in reasons["short.wav"]
     assert list(report.failures) == told
     store = FeatureStore.open(report.table)
     assert {f.path for f in store.failures()} == {f.path for f in report.failures}
     assert {Path(i.path).name for i in store.infos()} == {"a.wav", "b.WAV", "c.wav", "no-suffix"}
+
+
+def test_a_folder_that_cannot_be_listed_is_counted_as_one_that_failed(tmp_path, music, monkeypatch):
+    scandir = os.scandir
+
+    def refuses(folder):
+        if Path(folder).name == "deep":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr("audiation.music_files.os.scandir", refuses)
+    seen = []
+    report = extract([music], Conv(), tmp_path / "store", clip_seconds=1.0, progress=seen.append)
+    assert [(Path(f.path).name, f.reason) for f in report.failures] == [
+        ("deep", "folder cannot be listed: Permission denied")
+    ]
+    assert (seen[-1].files_done, seen[-1].files_failed, seen[-1].files_total) == (2, 1, 3)
+
+
+def test_copies_of_a_broken_file_whose_name_is_not_text(tmp_path):
+    for name in (os.fsdecode(b"a\xff.wav"), "b.wav"):
+        (tmp_path / "music").mkdir(exist_ok=True)
+        (tmp_path / "music" / name).write_bytes(b"RIFF")
+    report = extract([tmp_path / "music"], Conv(), tmp_path / "store")
+    assert [Path(f.path).name for f in report.failures] == ["a\\xff.wav", "b.wav"]
+    assert report.failures[1].reason.endswith("a\\xff.wav)")
+    assert FeatureStore.open(report.table).failures() == list(report.failures)
 
 
 def test_a_failure_is_forgotten_when_the_retry_works(tmp_path):
@@ -237,7 +264,7 @@ def test_a_file_that_fails_half_way_leaves_no_row(tmp_path, music, monkeypatch):
         "d.wav": f"OSError: the disk went away (same content as {music / 'c.wav'})",
     }
     assert {name for name, _ in stored(report)} == {"a.wav", "b.WAV"}
-    assert report.num_duplicates == 0
+    assert (report.num_duplicates, report.num_done, report.num_rows) == (0, 2, 4)
     monkeypatch.setattr(extraction_steps, "stream_audio", whole)
     again = extract([music], Conv(), tmp_path / "store", clip_seconds=1.0)
     assert (again.num_done, again.num_resumed, again.num_duplicates, again.failures) == (1, 2, 1, ())
@@ -307,8 +334,12 @@ def test_what_cannot_work_is_refused_at_once(tmp_path, music):
     store = tmp_path / "store"
     with pytest.raises(ValueError, match="no audio files there"):
         extract([], Conv(), store)
-    with pytest.raises(ValueError, match="clip_seconds"):
-        extract(music, Conv(), store, clip_seconds=0)
+    for seconds in (0, -1.0, float("nan"), float("inf"), 1e12):
+        with pytest.raises(ValueError, match="clip_seconds"):
+            extract(music, Conv(), store, clip_seconds=seconds)
+    for device in ("nonsense", "cuda:99"):  # Formula holds nothing that could be moved there
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            extract(music, Formula(), store, device=device)
     with pytest.raises(ValueError, match="got 7"):
         extract(music, Conv(), store, layers=[7])
     with pytest.raises(ValueError, match="one vector per clip"):

@@ -134,7 +134,7 @@ def test_gradients_pass_through():
 
 def test_policies():
     assert ChunkPolicy.of(Frames()) == ChunkPolicy(0.5)
-    for seconds in (0.0, -1.0, float("nan")):
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="chunk_seconds"):
             ChunkPolicy(seconds)
 

@@ -228,6 +228,26 @@ def test_what_is_not_there_is_said(tmp_path):
         reader.append([row("aa", 1)])
 
 
+def test_a_store_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"file/fake-v1_.* cannot be written \(Not a directory\)"):
+        FeatureStore.create(tmp_path / "file", spec())
+    store = FeatureStore.create(tmp_path, spec())
+    store.append([row("aa", 0)])
+    store.flush()
+    store.append([row("aa", 1)])
+
+    def full(*_, **__):
+        raise OSError("LanceError(IO): No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("audiation.store.lance.write_dataset", full)
+        with pytest.raises(StoreError, match=r"No space left on device.*what is committed stays"):
+            store.close()
+    with FeatureStore.create(tmp_path, spec()) as again:
+        assert again.keys() == [row("aa", 0).key]
+
+
 def test_a_writer_killed_while_making_the_table_leaves_a_usable_folder(tmp_path):
     (tmp_path / spec().folder / "features.lance" / "data").mkdir(parents=True)
     with FeatureStore.create(tmp_path, spec()) as store:

@@ -323,7 +323,14 @@ class _Source:
 
     def _check_last_sample(self, num_frames: int) -> None:
         """FLAC declares samples, not bytes: the last one can only be there if it can be decoded."""
-        self._seek(num_frames - 1)
+        try:
+            self.position_frames = self._sound.seek(num_frames - 1)
+        except soundfile.SoundFileError as error:
+            raise TruncatedAudioError(
+                self.path,
+                f"is cut short or damaged: it declares {num_frames} samples per channel, and the last one cannot "
+                "be reached. Copy or download it again.",
+            ) from error
         self._read(None)
         self._check_complete()
         self._seek(0)
@@ -368,7 +375,9 @@ def _open_file(path: Path_) -> Iterator[BufferedReader]:
     """A regular file, open for reading; whatever the operating system answers becomes an `AudioError`."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            raise NotAFileError(path, "is a directory or device, not a file. Name the audio file itself.")
+            raise NotAFileError(
+                path, "is a directory, pipe or device, not a file. Name the audio file itself."
+            )
         with open(path, "rb") as file:
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:

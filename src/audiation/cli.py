@@ -71,6 +71,8 @@ def extract(
 
     if not paths:
         raise ValueError("nothing to extract: name at least one audio file or folder")
+    if layers == ():
+        raise ValueError("--layers needs at least one number, for example --layers 4 7")
     if layers is not None and last_layer is not None:
         raise ValueError("give --layers or --last-layer, not both")
     failed = extract_with_progress(

@@ -15,6 +15,7 @@ from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluat
 from audiation.extraction import ExtractProgress, extract
 from audiation.leaderboard import Result, render_table
 from audiation.loading import load_backbone
+from audiation.store_rows import Failure
 
 
 def new_progress(console: Console) -> Progress:
@@ -52,7 +53,7 @@ def extract_with_progress(
             layers=sorted(wanted),
             progress=lambda p: _show_extraction(bar, row, p),
             on_failure=lambda f: bar.console.print(
-                f"failed: {f.path}: {f.reason}", style="red", markup=False
+                f"failed: {_shown(f)}", style="red", markup=False, soft_wrap=True
             ),
             **options,
         )
@@ -73,7 +74,7 @@ def extract_with_progress(
     if report.failures:
         console.print(f"{len(report.failures)} files failed:", style="bold red")
         for failure in report.failures:
-            console.print(f"  {failure.path}: {failure.reason}", markup=False, highlight=False)
+            console.print(f"  {_shown(failure)}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Features: {report.table}", highlight=False, soft_wrap=True)
     return len(report.failures)
 
@@ -137,6 +138,12 @@ def _show_evaluation(bar: Progress, row: TaskID, state: EvaluationProgress) -> N
 def _headline(result: Result) -> str:
     name, score = next(iter(result.scores.items()))
     return f"{name} {score:.3f}"
+
+
+def _shown(failure: Failure) -> str:
+    """One line, whatever the file is called: a name may hold line breaks or commands to the terminal."""
+    text = f"{failure.path}: {failure.reason}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _duration(seconds: float) -> str:

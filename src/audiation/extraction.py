@@ -20,16 +20,19 @@ from audiation.audio import AudioError, content_hash
 from audiation.backbones.base import Backbone
 from audiation.extraction_steps import End, Failed, Job, Message, Model, Reader, ReaderAndModel, Rows, Windows
 from audiation.inference import ChunkPolicy
-from audiation.music_files import find_music
+from audiation.music_files import FoundFiles, find_music
 from audiation.store import FeatureStore
-from audiation.store_rows import Failure, FeatureRangeError, Pooling, TableSpec
+from audiation.store_rows import Failure, FeatureRangeError, Pooling, TableSpec, printable
 from audiation.workers import WorkerDied, available_cores, serve
+
+MAX_CLIP_SECONDS = 86_400.0  # longer windows are whole files in all but name
 
 
 @dataclass(frozen=True)
 class ExtractProgress:
     """Where an extraction stands. Seconds and bytes count the work of this run, not what was stored before.
 
+    files_total: with folders that could not be listed, which are among files_failed.
     files_resumed: stored before; files_duplicate: same bytes as another file of this run.
     bytes_left: of files that are still to be read (some may turn out to be stored already).
     """
@@ -62,7 +65,7 @@ class ExtractReport:
     num_done: files extracted now. num_resumed: files that were stored before. num_duplicates: files with the
         same bytes as another one of this run.
     num_other, num_hidden: files in the folders that are not audio by their suffix, and hidden entries.
-    num_rows: rows written now.
+    num_rows: rows written now, without those of files that failed half-way.
     failures: files that gave no features, and folders that could not be listed.
     dropped_seconds: audio in remainders at the end of files that are shorter than the backbone's minimum.
     """
@@ -126,8 +129,11 @@ def extract(
         StoreLockedError: another process writes this table.
     """
     started = time.monotonic()
-    if clip_seconds is not None and not clip_seconds > 0:
-        raise ValueError(f"clip_seconds must be positive, or None for whole files, got {clip_seconds}")
+    if clip_seconds is not None and not 0 < clip_seconds <= MAX_CLIP_SECONDS:
+        raise ValueError(
+            f"clip_seconds must be positive and at most {MAX_CLIP_SECONDS:g}, or None (--whole-files) for a row "
+            f"per file, got {clip_seconds}"
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     found = find_music([paths] if isinstance(paths, (str, os.PathLike)) else paths)
@@ -142,7 +148,7 @@ def extract(
     in_workers = workers > 0 and next(backbone.parameters(), None) is None
     worker_threads = _worker_threads(workers, threads, in_workers)
     if device is not None:
-        backbone.to(device)
+        backbone.to(_usable(device))
 
     with (
         FeatureStore.create(Path(store_dir), spec) as store,
@@ -156,7 +162,7 @@ def extract(
             windows_per_group=max(1, batch_size // chunks_per_window),
         )
         model = Model(backbone, policy, store.spec, clip_seconds, batch_size)
-        run = _Run(store, clip_seconds, found.files, progress, on_failure, started)
+        run = _Run(store, clip_seconds, found, progress, on_failure, started)
         for folder, reason in found.problems:
             run.fail(folder, reason)
         answer = ReaderAndModel(reader, model) if in_workers else reader
@@ -191,21 +197,27 @@ class _Run:
         self,
         store: FeatureStore,
         clip_seconds: float | None,
-        files: tuple[Path, ...],
+        found: FoundFiles,
         progress: Callable[[ExtractProgress], None] | None,
         on_failure: Callable[[Failure], None] | None,
         started: float,
     ) -> None:
-        self.store, self.clip_seconds, self.files = store, clip_seconds, files
+        self.store, self.clip_seconds, self.files = store, clip_seconds, found.files
         self.progress, self.on_failure, self.started = progress, on_failure, started
         self.failures: list[Failure] = []
-        self.num_rows, self.dropped_seconds = 0, 0.0
-        self.sizes = {path: _size(path) for path in files}
-        self.state = ExtractProgress(len(files), bytes_left=sum(self.sizes.values()))
+        self.dropped_seconds = 0.0
+        self.sizes = {path: _size(path) for path in found.files}
+        files_total = len(found.files) + len(found.problems)
+        self.state = ExtractProgress(files_total, bytes_left=sum(self.sizes.values()))
         self.first_with: dict[str, Path] = {}  # content hash -> the file that stands for it
         self.duplicates: list[tuple[Path, str]] = []
         self.failed: dict[str, str] = {}  # content hash -> reason
         self.counted: dict[str, float] = {}  # content hash -> bytes of it counted as done
+        self.new_rows: dict[str, int] = {}  # content hash -> rows of it written now
+
+    @property
+    def num_rows(self) -> int:
+        return sum(self.new_rows.values())
 
     def jobs(self) -> Iterator[Job]:
         """The files that have to be read, hashed when they are asked for."""
@@ -239,7 +251,8 @@ class _Run:
                 message = Failed(str(error))
         if isinstance(message, Rows):
             try:
-                self.num_rows += self.store.append(message.rows)
+                added = self.store.append(message.rows)
+                self.new_rows[job.content_hash] = self.new_rows.get(job.content_hash, 0) + added
             except FeatureRangeError as error:
                 message = Failed(str(error))
         if isinstance(message, Rows):
@@ -253,6 +266,7 @@ class _Run:
             assert isinstance(message, (Failed, WorkerDied))
             self.failed[job.content_hash] = _reason(message)
             self.store.discard(job.content_hash, self.clip_seconds)
+            self.new_rows.pop(job.content_hash, None)
             self.fail(job.path, _reason(message))
             self._count_bytes(job, 1.0)
 
@@ -268,7 +282,9 @@ class _Run:
         for path, digest in self.duplicates:
             if digest in self.failed:
                 self.state = replace(self.state, files_duplicate=self.state.files_duplicate - 1)
-                self.fail(path, f"{self.failed[digest]} (same content as {self.first_with[digest]})")
+                self.fail(
+                    path, f"{self.failed[digest]} (same content as {printable(self.first_with[digest])})"
+                )
             else:
                 self.store.clear_failure(path)
 
@@ -311,6 +327,15 @@ def _check_cut(backbone: Backbone, policy: ChunkPolicy, pooling: Pooling, clip_s
     if seconds is None:
         return 1
     return len(policy.chunks(backbone, round(seconds * backbone.sample_rate_hz)))
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """ValueError for a device that there is not, also where the backbone has nothing to put on it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch: an unknown name, or a build without it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}). Use 'cpu'.") from error
 
 
 def _worker_threads(workers: int, threads: int | None, in_workers: bool) -> int:

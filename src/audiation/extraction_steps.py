@@ -108,7 +108,8 @@ class Reader:
         else:
             needed_seconds = self.min_samples / self.sample_rate_hz
             yield Failed(
-                f"lasts {dropped_seconds:.3f} s; {self.backbone_name} needs at least {needed_seconds:.3f} s"
+                f"lasts {dropped_seconds:.3f} s; {self.backbone_name} needs at least {needed_seconds:.3f} s. "
+                "Leave it out."
             )
 
     def _stream(self, path: Path) -> Iterator[Waveform]:

@@ -7,6 +7,7 @@ Shape letters: `B` clips, `S` samples, `T` frames, `D` model width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,9 +25,9 @@ class ChunkPolicy:
     chunk_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.chunk_seconds is not None and not self.chunk_seconds > 0:
+        if self.chunk_seconds is not None and not 0 < self.chunk_seconds < math.inf:
             raise ValueError(
-                f"chunk_seconds must be positive, or None for whole clips, got {self.chunk_seconds}"
+                f"chunk_seconds must be positive and finite, or None for whole clips, got {self.chunk_seconds}"
             )
 
     @classmethod
@@ -43,7 +44,7 @@ class ChunkPolicy:
             raise ValueError(
                 f"{backbone.name} needs at least {backbone.min_samples} samples "
                 f"({backbone.min_samples / backbone.sample_rate_hz:.3f} s) at a time, got {chunk_samples}. "
-                "Leave shorter clips out, or raise chunk_seconds."
+                "Leave shorter clips out, or raise clip_seconds or chunk_seconds."
             )
         if chunk_samples == num_samples:
             return [Chunk(0, num_samples, 0, backbone.num_frames(num_samples))]

@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +52,7 @@ READ_BYTES = 16 * 2**20
 
 
 class StoreError(ValueError):
-    """A table that is missing, of another kind, or asked for something it does not hold."""
+    """A table that is missing, of another kind, cannot be written, or does not hold what was asked for."""
 
 
 class StoreLockedError(StoreError):
@@ -90,11 +91,13 @@ class FeatureStore:
         if not _committed(directory / "features.lance"):
             covering = [d for d, held in list_tables(store_dir) if held.covers(spec)]
             directory = covering[0] if covering else directory
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = _WriterLock(directory / "writer.lock")
+        with _disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _WriterLock(directory / "writer.lock")
         try:
             if not _committed(directory / "features.lance"):
-                lance.write_dataset(row_schema(spec).empty_table(), _features(directory))
+                with _disk_errors(directory):
+                    lance.write_dataset(row_schema(spec).empty_table(), _features(directory))
             held = _read_spec(directory)
             if not held.covers(spec):
                 raise StoreError(f"{directory} holds {held}, not {spec}. Use another store folder.")
@@ -210,13 +213,14 @@ class FeatureStore:
         file = _CutFile(content_hash, cut_name(clip_seconds))
         if file in self._starts:
             self.flush()
-            self._dataset.delete(f"key LIKE '{file.content_hash}:{file.cut}:%'")
+            with _disk_errors(self.directory):
+                self._dataset.delete(f"key LIKE '{file.content_hash}:{file.cut}:%'")
             self._reload()
 
     def record_failure(self, path: str | Path, reason: str) -> Failure:
         """Remember that a file failed, in place of what was known about this path."""
         self._check_writable()
-        failure = Failure(printable(path), reason)
+        failure = Failure(printable(path), printable(reason))
         self._failures[failure.path] = failure
         self._failures_changed = True
         self._flush_when_due()
@@ -233,26 +237,29 @@ class FeatureStore:
         if self._pending:
             # Emptied first: an interrupted commit may have happened, and must not be tried twice.
             rows, self._pending, self._pending_bytes = self._pending, [], 0
-            self._dataset = lance.write_dataset(rows_table(rows, self.spec), self._dataset, mode="append")
+            with _disk_errors(self.directory):
+                self._dataset = lance.write_dataset(rows_table(rows, self.spec), self._dataset, mode="append")
             self._commits += 1
             if self._commits % COMPACT_EVERY_COMMITS == 0:
                 self.compact()
         if self._failures_changed:
             self._failures_changed = False
-            _write_failures(self.directory, self.failures())
+            with _disk_errors(self.directory):
+                _write_failures(self.directory, self.failures())
         self._last_commit = time.monotonic()
 
     def compact(self) -> None:
         """Merge the small files of many commits; remove old versions and what killed writers left behind."""
         self.flush()
-        self._dataset.optimize.compact_files(
-            target_rows_per_fragment=max(1, FRAGMENT_BYTES // self._row_bytes()),
-            batch_size=max(1, READ_BYTES // self._row_bytes()),
-            num_threads=1,
-            compaction_mode="try_binary_copy",  # re-encoding takes several times the memory
-        )
-        # The lock makes this the only writer, so unverified files are nobody's work in progress.
-        self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+        with _disk_errors(self.directory):
+            self._dataset.optimize.compact_files(
+                target_rows_per_fragment=max(1, FRAGMENT_BYTES // self._row_bytes()),
+                batch_size=max(1, READ_BYTES // self._row_bytes()),
+                num_threads=1,
+                compaction_mode="try_binary_copy",  # re-encoding takes several times the memory
+            )
+            # The lock makes this the only writer, so unverified files are nobody's work in progress.
+            self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
         self._reload()
 
     # Inside -------------------------------------------------------------------------------------------------
@@ -350,6 +357,18 @@ def _write_failures(directory: Path, failures: Sequence[Failure]) -> None:
     lance.write_dataset(table, str(folder), mode=mode).cleanup_old_versions(
         older_than=timedelta(0), delete_unverified=True
     )
+
+
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """What the operating system answers (full, read-only, no folder), with the table's name and a way out."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{directory} cannot be written ({error.strerror or error}). Make room, check the folder and its "
+            "permissions, or use another store, and start again: what is committed stays."
+        ) from error
 
 
 class _WriterLock:

@@ -105,7 +105,7 @@ def cut_name(clip_seconds: float | None) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """A path as valid text: bytes of a file name that are not UTF-8 become escapes."""
+    """A path, or a message with one in it, as valid text: bytes of a file name that are not UTF-8 become escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
