@@ -71,7 +71,9 @@ class Beats:
         times = np.asarray(self.times_seconds, dtype=np.float64)
         positions = np.asarray(self.positions, dtype=np.int64)
         if times.ndim != 1 or times.shape != positions.shape:
-            raise ValueError(f"beats need times (N,) and positions (N,), got {times.shape}, {positions.shape}")
+            raise ValueError(
+                f"beats need times (N,) and positions (N,), got {times.shape}, {positions.shape}"
+            )
         if not np.isfinite(times).all() or (times < 0).any() or (np.diff(times) <= 0).any():
             raise ValueError("beat times must be finite, >= 0 and strictly increasing seconds")
         if (positions < 0).any():
