@@ -107,6 +107,20 @@ def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_pa
         (["extract", "--backbone", "mfcc", "--store", "s"], "nothing to extract"),
         (["extract", "MUSIC", "--backbone", "mffc", "--store", "s"], "Did you mean 'mfcc'?"),
         (["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--layers", "3"], "layers 0..0, got 3"),
+        (
+            [
+                "extract",
+                "MUSIC",
+                "--backbone",
+                "mfcc",
+                "--store",
+                "s",
+                "--whole-files",
+                "--clip-seconds",
+                "5",
+            ],
+            "not both",
+        ),
         (["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--layers"], "at least one number"),
         (
             ["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--device", "gpu"],
@@ -116,6 +130,12 @@ def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_pa
         (["evaluate", "--backbone", "mfcc", "--task", "gtzan_gender"], "Did you mean 'gtzan_genre'?"),
         (["evaluate", "--run", "nowhere.json"], "nowhere.json"),
         (["evaluate", "--run", "x.json", "--backbone", "mfcc"], "cannot be given as well"),
+        (["evaluate", "--run", "x.json", "--seed", "5", "--layer", "2"], "--seed, --layer cannot be given"),
+        (["evaluate", "--backbone", "mfcc", "--task", "gtzan_genre", "--layer", "-1"], "layer of a run"),
+        (
+            ["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--device", "quantum"],
+            "device 'quantum' cannot be used here",
+        ),
         (
             ["evaluate", "--backbone", "mfcc", "--task", "gtzan_genre", "--data-root", "MUSIC"],
             "gtzan not found",

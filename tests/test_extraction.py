@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_listed_is_counted_as_one_that_failed(tmp_path, 
     seen = []
     report = extract([music], Conv(), tmp_path / "store", clip_seconds=1.0, progress=seen.append)
     assert [(Path(f.path).name, f.reason) for f in report.failures] == [
-        ("deep", "folder cannot be listed: Permission denied")
+        ("deep", "folder cannot be listed (Permission denied). Check its permissions, or leave it out.")
     ]
     assert (seen[-1].files_done, seen[-1].files_failed, seen[-1].files_total) == (2, 1, 3)
 
@@ -227,9 +227,11 @@ def test_copies_of_a_broken_file_whose_name_is_not_text(tmp_path):
     for name in (os.fsdecode(b"a\xff.wav"), "b.wav"):
         (tmp_path / "music").mkdir(exist_ok=True)
         (tmp_path / "music" / name).write_bytes(b"RIFF")
-    report = extract([tmp_path / "music"], Conv(), tmp_path / "store")
+    seen = []
+    report = extract([tmp_path / "music"], Conv(), tmp_path / "store", progress=seen.append)
     assert [Path(f.path).name for f in report.failures] == ["a\\xff.wav", "b.wav"]
     assert report.failures[1].reason.endswith("a\\xff.wav)")
+    assert (seen[-1].files_failed, seen[-1].files_duplicate, report.num_duplicates) == (2, 0, 0)
     assert FeatureStore.open(report.table).failures() == list(report.failures)
 
 

@@ -31,3 +31,13 @@ def test_everything_is_found_or_counted(tmp_path):
 def test_nothing_is_found_in_nothing(tmp_path):
     found = find_music([tmp_path])
     assert found.files == () and found.num_other == 0
+
+
+def test_names_that_cannot_be_looked_at_stop_nothing(tmp_path):
+    (tmp_path / "a.wav").touch()
+    (tmp_path / "self.wav").symlink_to("self.wav")
+    too_long = tmp_path / ("n" * 300)
+    found = find_music([too_long, tmp_path])
+    assert found.files == (too_long, tmp_path / "a.wav")  # reading the first says what is wrong with it
+    assert [path for path, _ in found.problems] == [tmp_path / "self.wav"]
+    assert found.problems[0][1].startswith("cannot be followed (Too many levels of symbolic links).")

@@ -71,6 +71,8 @@ def extract(
 
     if not paths:
         raise ValueError("nothing to extract: name at least one audio file or folder")
+    if whole_files and clip_seconds != 30.0:
+        raise ValueError("give --clip-seconds or --whole-files, not both")
     if layers == ():
         raise ValueError("--layers needs at least one number, for example --layers 4 7")
     if layers is not None and last_layer is not None:
@@ -130,11 +132,12 @@ def evaluate(
     from audiation.leaderboard import Result
 
     if run is not None:
-        given = [
-            n
-            for n, v in (("--backbone", backbone), ("--task", task), ("--weights", weights))
-            if v is not None
-        ]
+        choices = {
+            "--backbone": (backbone, None), "--task": (task, None), "--weights": (weights, None),
+            "--method": (method, "probe"), "--protocol": (protocol, "jukemir-single"), "--seed": (seed, 0),
+            "--num-layers": (num_layers, None), "--layer": (layer, None), "--precision": (precision, "fp32"),
+        }  # fmt: skip
+        given = [flag for flag, (value, default) in choices.items() if value != default]
         if given:
             raise ValueError(f"--run repeats a stored run, so {', '.join(given)} cannot be given as well")
         chosen = Run.of(Result.load(run))

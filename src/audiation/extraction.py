@@ -20,6 +20,7 @@ from audiation.audio import AudioError, content_hash
 from audiation.backbones.base import Backbone
 from audiation.extraction_steps import End, Failed, Job, Message, Model, Reader, ReaderAndModel, Rows, Windows
 from audiation.inference import ChunkPolicy
+from audiation.loading import check_device
 from audiation.music_files import FoundFiles, find_music
 from audiation.store import FeatureStore
 from audiation.store_rows import Failure, FeatureRangeError, Pooling, TableSpec, printable
@@ -32,7 +33,7 @@ MAX_CLIP_SECONDS = 86_400.0  # longer windows are whole files in all but name
 class ExtractProgress:
     """Where an extraction stands. Seconds and bytes count the work of this run, not what was stored before.
 
-    files_total: with folders that could not be listed, which are among files_failed.
+    files_total: with folders and links that could not be looked into, which are among files_failed.
     files_resumed: stored before; files_duplicate: same bytes as another file of this run.
     bytes_left: of files that are still to be read (some may turn out to be stored already).
     """
@@ -66,7 +67,7 @@ class ExtractReport:
         same bytes as another one of this run.
     num_other, num_hidden: files in the folders that are not audio by their suffix, and hidden entries.
     num_rows: rows written now, without those of files that failed half-way.
-    failures: files that gave no features, and folders that could not be listed.
+    failures: files that gave no features, folders that could not be listed, links that could not be followed.
     dropped_seconds: audio in remainders at the end of files that are shorter than the backbone's minimum.
     """
 
@@ -148,7 +149,8 @@ def extract(
     in_workers = workers > 0 and next(backbone.parameters(), None) is None
     worker_threads = _worker_threads(workers, threads, in_workers)
     if device is not None:
-        backbone.to(_usable(device))
+        check_device(device)
+        backbone.to(device)
 
     with (
         FeatureStore.create(Path(store_dir), spec) as store,
@@ -287,6 +289,8 @@ class _Run:
                 )
             else:
                 self.store.clear_failure(path)
+        if self.duplicates:
+            self._report()
 
     def _count_bytes(self, job: Job, fraction: float, **changes: float) -> None:
         new = fraction * job.num_bytes - self.counted.get(job.content_hash, 0.0)
@@ -327,15 +331,6 @@ def _check_cut(backbone: Backbone, policy: ChunkPolicy, pooling: Pooling, clip_s
     if seconds is None:
         return 1
     return len(policy.chunks(backbone, round(seconds * backbone.sample_rate_hz)))
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    """ValueError for a device that there is not, also where the backbone has nothing to put on it."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch: an unknown name, or a build without it
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}). Use 'cpu'.") from error
 
 
 def _worker_threads(workers: int, threads: int | None, in_workers: bool) -> int:

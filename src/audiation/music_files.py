@@ -16,7 +16,8 @@ AUDIO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """files: to be read, in order. problems: (folder, reason) of folders that could not be listed.
+    """files: to be read, in order. problems: (path, reason) of folders that could not be listed, and links that
+    lead nowhere one may go.
 
     num_other: files in the folders whose suffix is not of audio. num_hidden: files and folders whose names
     begin with a dot, which were not looked into.
@@ -39,7 +40,7 @@ def find_music(paths: Iterable[str | os.PathLike[str]]) -> FoundFiles:
     num_other = num_hidden = 0
     seen: set[tuple[int, int]] = set()
     for given in map(Path, paths):
-        if not given.is_dir():
+        if not os.path.isdir(given):  # Path.is_dir raises where the name is too long or may not be looked at
             files[given] = None
             continue
         waiting = [given]
@@ -49,7 +50,7 @@ def find_music(paths: Iterable[str | os.PathLike[str]]) -> FoundFiles:
                 status = folder.stat()
                 entries = sorted(os.scandir(folder), key=lambda e: e.name)
             except OSError as error:
-                problems.append((folder, f"folder cannot be listed: {error.strerror}"))
+                problems.append((folder, _refused("folder cannot be listed", error)))
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
@@ -59,7 +60,13 @@ def find_music(paths: Iterable[str | os.PathLike[str]]) -> FoundFiles:
                 path = folder / entry.name
                 if entry.name.startswith("."):
                     num_hidden += 1
-                elif path.is_dir():
+                    continue
+                try:
+                    is_folder = entry.is_dir()
+                except OSError as error:
+                    problems.append((path, _refused("cannot be followed", error)))
+                    continue
+                if is_folder:
                     folders.append(path)
                 elif path.suffix.lower() in AUDIO_SUFFIXES:
                     files[path] = None
@@ -67,3 +74,7 @@ def find_music(paths: Iterable[str | os.PathLike[str]]) -> FoundFiles:
                     num_other += 1
             waiting += reversed(folders)
     return FoundFiles(tuple(files), num_other, num_hidden, tuple(problems))
+
+
+def _refused(what: str, error: OSError) -> str:
+    return f"{what} ({error.strerror}). Check its permissions, or leave it out."
