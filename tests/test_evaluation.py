@@ -47,15 +47,58 @@ def places(gtzan, tmp_path, monkeypatch):
 def test_separable_genres_are_learned_and_the_bad_file_counts_against_coverage(places):
     seen: list[EvaluationProgress] = []
     result = evaluate(RUN, progress=seen.append, **places)
-    assert result.scores == {"accuracy": 1.0}
+    assert result.scores == {"accuracy": 1.0, "accuracy_class_macro": 1.0}
+    assert result.run["metrics"] == ["accuracy@1", "accuracy_class_macro@1"]
     assert (result.num_test_tracks, result.num_official_test_tracks) == (19, 20)
     assert result.coverage == 0.95
-    assert [f.track_id for f in result.failures] == ["rock/rock.00005.wav"]
+    assert [f.track_id for f in result.failures] == ["rock.00005"]
     assert result.run["layer"] == 0 and "librosa" in result.run["weights_hash"]
     assert {s.stage for s in seen} == {"data", "features", "probe", "test"}
 
 
-def test_a_stored_result_repeats_itself(places, tmp_path):
+@pytest.fixture
+def impatient(monkeypatch):
+    """For tests that are about the accounts, not the score."""
+    monkeypatch.setattr("audiation.probe.PATIENCE_EVALUATIONS", 4)
+
+
+def test_a_bad_training_file_is_told_in_the_result(places, gtzan, impatient):
+    path = gtzan / "gtzan" / "genres" / "pop" / "pop.00000.wav"
+    whole = path.read_bytes()
+    try:
+        soundfile.write(path, np.full(16000, np.nan), 22050, subtype="FLOAT")
+        result = evaluate(RUN, **places)
+    finally:
+        path.write_bytes(whole)
+    assert [(f.track_id, f.split) for f in result.failures] == [
+        ("pop.00000", "train"),
+        ("rock.00005", "test"),
+    ]
+    assert (result.num_test_tracks, result.coverage) == (19, 0.95)
+
+
+def test_a_genre_without_training_tracks_is_refused_before_anything_is_extracted(places, gtzan):
+    for number in LISTS["train"]:
+        path = gtzan / "gtzan" / "genres" / "jazz" / f"jazz.{number:05}.wav"
+        path.rename(path.with_suffix(".away"))
+    try:
+        with pytest.raises(ValueError, match="no example of jazz"):
+            evaluate(RUN, **places)
+    finally:
+        for path in (gtzan / "gtzan" / "genres" / "jazz").glob("*.away"):
+            path.rename(path.with_suffix(".wav"))
+    assert not places["store_dir"].exists()
+
+
+@pytest.mark.parametrize(
+    "edit", [{"seed": "x"}, {"seed": None}, {"seed": -1}, {"layer": 1.5}, {"num_layers": "3"}, {"weights": 3}]
+)
+def test_a_run_that_somebody_edited(edit):
+    with pytest.raises(ValueError, match=f"{next(iter(edit))} of a run is"):
+        Run(**{**dataclasses.asdict(RUN), **edit})
+
+
+def test_a_stored_result_repeats_itself(places, tmp_path, impatient):
     first = evaluate(RUN, **places)
     first.save(tmp_path / "result.json")
     again = evaluate(Run.of(Result.load(tmp_path / "result.json")), **places)
@@ -70,7 +113,7 @@ def test_another_seed_is_another_run(places):
     assert RUN.key == Run("chroma", "gtzan_genre").key
 
 
-def test_a_backbone_with_blocks_and_random_weights(places):
+def test_a_backbone_with_blocks_and_random_weights(places, impatient):
     run = Run("mert-v1-95m", "gtzan_genre", weights="random", num_layers=1)
     result = evaluate(run, **places)
     assert result.run["layer"] == 1

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import math
@@ -7,13 +8,16 @@ import pytest
 from rich.console import Console
 
 from audiation.annotations import Key
+from audiation.backbones import BACKBONES
 from audiation.leaderboard import (
     Failure,
     Interval,
     Prediction,
     Result,
     ResultError,
+    _published,
     bootstrap_interval,
+    published_beside,
     published_rows,
     render_table,
 )
@@ -66,7 +70,15 @@ def test_json_round_trip_and_file(tmp_path):
     assert full.coverage == pytest.approx(2 / 3)
     record = json.loads(full.to_json())
     assert record["schema_version"] == 1 and record["intervals"]["key_weighted"] == [0.55, 0.67]
-    assert set(record["versions"]) == {"audiation", "torch", "numpy", "librosa", "python"}
+    assert set(record["versions"]) == {
+        "audiation",
+        "torch",
+        "numpy",
+        "librosa",
+        "soundfile",
+        "soxr",
+        "python",
+    }
     assert record["created"].endswith("+00:00")
 
 
@@ -200,13 +212,59 @@ def rendered(*args, **options):
     return console.export_text()
 
 
+def elsewhere(rows):
+    return [dataclasses.replace(row, other_data=True) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("run", "scores", "expected"),
+    [
+        ({"task": "scores-key"}, ["key_weighted"], [("CHROMA", "giantsteps_key", 0.565, True)]),
+        (
+            {"task": "scores-timbre", "backbone": "mfcc"},
+            ["accuracy"],
+            [("MFCC", "gtzan_genre", 0.448, True)],
+        ),
+        ({"task": "gtzan_genre"}, ["accuracy"], [("CHROMA", "gtzan_genre", 0.328, False)]),
+        ({"task": "gtzan_genre"}, ["f1"], []),
+        ({"task": "gtzan_key", "backbone": "mfcc"}, ["key_weighted"], []),
+        ({"task": "gtzan_genre", "backbone": "chroma-frames"}, ["accuracy"], []),
+        (
+            {"task": "gtzan_key", "backbone": "musicfm-msd"},
+            ["key_weighted", "key_weighted_symmetric"],
+            [("MusicFM", "gtzan_key", 0.642, False)],
+        ),
+        ({"task": "gtzan_key", "backbone": "musicfm-msd", "weights": "random"}, ["key_weighted"], []),
+        ({"task": "gtzan_key", "backbone": "musicfm-fma"}, ["key_weighted"], []),
+    ],
+)
+def test_what_is_published_beside_a_result(run, scores, expected):
+    ours = result(run={**RUN, **run}, scores=dict.fromkeys(scores, 0.5), intervals=dict.fromkeys(scores))
+    rows = [(r.system, r.dataset, r.value, r.other_data) for r in published_beside(ours)]
+    assert rows == expected
+
+
+def test_names_of_systems_are_those_of_the_published_results():
+    systems = {row.system for row in _published()}
+    named = [n for name in BACKBONES for n in BACKBONES[name].published_names]
+    assert set(named) <= systems and len(named) == len(set(named)) == 8
+
+
+def test_test_tracks_that_are_neither_scored_nor_failed_are_refused():
+    with pytest.raises(ResultError, match="2 scored and 0 failed"):
+        result(num_official_test_tracks=3)
+    whole = result(failures=(Failure("c", "empty", "train"),))
+    assert whole.coverage == 1 and Result.from_json(whole.to_json()) == whole
+
+
 def test_the_table_shows_scores_intervals_coverage_and_says_whose_numbers_are_whose():
     partial = result(
         run={**RUN, "backbone": "musicfm-msd", "layer": 7},
         num_official_test_tracks=3,
         failures=(Failure("c", "empty"),),
     )
-    text = rendered([result(), partial], published_rows("key", "giantsteps_key", "key_weighted", ["CHROMA"]))
+    rows = elsewhere(published_rows("key", "giantsteps_key", "key_weighted", ["CHROMA"]))
+    text = rendered([result(), partial], rows)
     lines = text.splitlines()
     (first,) = [x for x in lines if "chroma" in x and "key_weighted" in x]
     assert "0.610" in first and "0.550 to 0.670" in first and "2/2" in first
@@ -222,7 +280,7 @@ def test_the_table_shows_scores_intervals_coverage_and_says_whose_numbers_are_wh
 
 def test_the_table_fits_a_terminal_of_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
-    rows = published_rows("key", "giantsteps_key", "key_weighted", ["CHROMA", "MFCC"])
+    rows = elsewhere(published_rows("key", "giantsteps_key", "key_weighted", ["CHROMA", "MFCC"]))
     console.print(render_table([result(run={**RUN, "task": "scores-timbre"})], rows))
     text = console.export_text()
     for word in ("scores-timbre", "key_weighted", "0.550 to 0.670", "published, other", "data: GiantSteps"):
@@ -233,7 +291,6 @@ def test_published_numbers_on_the_same_data_are_not_called_other():
     text = rendered(
         [result()],
         published_rows("genre", "gtzan_genre", "accuracy", ["MFCC"]),
-        published_data_is_other=False,
     )
     assert "published: GTZAN" in text and "other data" not in text
 

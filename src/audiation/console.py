@@ -13,7 +13,7 @@ from audiation.backbones import BACKBONES
 from audiation.cache import cache_dir
 from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluate
 from audiation.extraction import ExtractProgress, extract
-from audiation.leaderboard import Result, render_table
+from audiation.leaderboard import Result, published_beside, render_table
 from audiation.loading import load_backbone
 from audiation.store_rows import Failure
 
@@ -96,7 +96,7 @@ def evaluate_with_progress(
     path = out or result_path(run)
     result.save(path)
     if show_table:
-        console.print(render_table([result]))
+        console.print(render_table([result], published_beside(result)))
         for failure in result.failures:
             console.print(f"not scored: {failure.track_id}: {failure.reason}", markup=False, style="red")
         console.print(

@@ -10,7 +10,8 @@ from audiation.cache import cache_dir
 from audiation.console import evaluate_with_progress, new_progress, result_path
 from audiation.datasets.scores import make_scores
 from audiation.evaluation import Run, load_splits
-from audiation.leaderboard import Result, current_versions, published_rows, render_table
+from audiation.leaderboard import Result, ResultError, current_versions, published_beside, render_table
+from audiation.protocols import PROTOCOLS
 from audiation.tasks import TASKS
 
 BACKBONES = ("chroma", "mfcc")
@@ -36,10 +37,8 @@ def run_demo(*, workers: int = 2, console: Console | None = None) -> None:
         bar.update(row, total=1, completed=1, detail=f"{len(scores.tracks)} clips: {counts}")
     runs = [Run(backbone, task) for task in QUESTIONS for backbone in BACKBONES]
     results = [_kept_result(run, console) or _new_result(run, console, workers) for run in runs]
-    published = published_rows("key", "giantsteps_key", "key_weighted", ("CHROMA", "MFCC"))
-    published += published_rows("genre", "gtzan_genre", "accuracy", ("CHROMA", "MFCC"))
     console.print()
-    console.print(render_table(results, published))
+    console.print(render_table(results, [row for result in results for row in published_beside(result)]))
     console.print(
         "scores are renderings of Bach chorales: they show that the code is right, not how good a representation "
         "is on recordings. The published rows are jukemir's numbers for the same two representations on other "
@@ -68,8 +67,17 @@ def _kept_result(run: Run, console: Console) -> Result | None:
     path = result_path(run)
     if not path.is_file():
         return None
-    result = Result.load(path)
+    try:
+        result = Result.load(path)
+    except ResultError:  # written by another version
+        return None
     _, split_hash = load_splits(TASKS[run.task], cache_dir("datasets"))
+    rules = {
+        "metrics": [m.versioned_name for m in TASKS[run.task].metrics],
+        "protocol_version": PROTOCOLS[run.protocol].version,
+    }
+    if any(result.run.get(name) != value for name, value in rules.items()):
+        return None
     if result.versions != current_versions() or result.split_hash != split_hash:
         return None
     console.print(f"{run.backbone} on {run.task}: result of {result.created} is used again", highlight=False)

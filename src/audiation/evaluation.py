@@ -29,7 +29,7 @@ from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interva
 from audiation.loading import load_backbone
 from audiation.methods import parse_method
 from audiation.metrics import Metric
-from audiation.probe import ProbeConfig, ProbeFit, mean_per_track, train_probe
+from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
 from audiation.protocols import PROTOCOLS, Protocol
 from audiation.store import FeatureStore
 from audiation.tasks import TASKS, Task
@@ -54,6 +54,15 @@ class Run:
     layer: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("num_layers", self.num_layers), ("layer", self.layer)):
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} of a run is a whole number >= 0 or None, got {value!r}")
+        if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed of a run is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        if self.weights is not None and not isinstance(self.weights, str):
+            raise ValueError(f"weights of a run is a text or None, got {self.weights!r}")
 
     @property
     def key(self) -> str:
@@ -102,7 +111,8 @@ def evaluate(
     Raises:
         UnknownNameError: a name in the run that nothing has.
         FileNotFoundError: a data set that is not where it was looked for.
-        ValueError: a backbone without one vector per clip for this task, a split without usable tracks.
+        ValueError: a split without usable tracks, a class that the training split lacks, choices of the run that
+            the backbone does not have.
     """
     report = progress or (lambda _: None)
     task, protocol, method = TASKS[run.task], PROTOCOLS[run.protocol], parse_method(run.method)
@@ -110,6 +120,8 @@ def evaluate(
     spec = BACKBONES[run.backbone]
     report(EvaluationProgress("data"))
     splits, split_hash = load_splits(task, data_root, metadata_root)
+    if splits["train"].tracks:  # before anything is extracted in vain
+        check_classes(task.target, [task.annotation(t) for t in splits["train"].tracks])
 
     backbone = load_backbone(
         run.backbone,
@@ -159,6 +171,7 @@ def evaluate(
             "weights_source": backbone.weights_source,
             "chunk_policy": extraction.spec.policy,
             "protocol_version": protocol.version,
+            "metrics": [m.versioned_name for m in task.metrics],
             "frozen_mode": "eval",
         },
         scores={m.name: m.compute(references, estimates) for m in task.metrics},
@@ -167,7 +180,9 @@ def evaluate(
         num_official_test_tracks=splits["test"].num_official,
         split_hash=split_hash,
         failures=tuple(
-            Failure(track_id, why) for track_id, why in (*splits["test"].left_out, *test.failures)
+            Failure(track_id, why, name)
+            for name, split in splits.items()
+            for track_id, why in (*split.left_out, *vectors[name].failures)
         ),
         predictions=tuple(
             Prediction(t.track_id, str(r), str(e))

@@ -10,8 +10,9 @@ import json
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from audiation.backbones import BACKBONES
 from audiation.metrics import Metric
+from audiation.tasks import TASKS
 
 SCHEMA_VERSION = 1
 RESAMPLES_PER_BLOCK = 100  # bounds the memory of a vectorised bootstrap
@@ -46,15 +49,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """A test track without an answer, and why."""
+    """A track that could not be used, and why: without an answer in the test split, without a vector elsewhere."""
 
     track_id: str
     reason: str
+    split: str = "test"
 
 
 def current_versions() -> dict[str, str]:
     """Versions of everything that can change a number."""
-    packages = ("audiation", "torch", "numpy", "librosa")
+    packages = ("audiation", "torch", "numpy", "librosa", "soundfile", "soxr")
     return {name: importlib.metadata.version(name) for name in packages} | {
         "python": platform.python_version()
     }
@@ -69,11 +73,12 @@ class Result:
     """The outcome of one run; everything needed to repeat it and to compute its scores again.
 
     run: the `Run` as a dict (backbone, task, method, protocol, layer, seed, ...) with what it resolved to
-        (weights_hash, protocol_version, chunk policy).
+        (weights_hash, protocol_version, chunk policy, versioned names of the metrics).
     scores: metric -> score; the first metric is the one that selected.
     intervals: metric -> bootstrap interval, None where one track is all there is.
     num_test_tracks: test tracks that were scored.
     num_official_test_tracks: test tracks the official split has.
+    failures: of every split; those of the test split are what coverage lacks.
     num_parameters: trained ones.
     best_step: updates after which the kept state was found.
     predictions: one per scored track.
@@ -116,6 +121,12 @@ class Result:
         if not 0 < self.num_test_tracks <= self.num_official_test_tracks:
             raise ResultError(
                 f"{self.num_test_tracks} scored tracks of {self.num_official_test_tracks} in the test split"
+            )
+        failed = sum(f.split == "test" for f in self.failures)
+        if self.num_test_tracks + failed != self.num_official_test_tracks:
+            raise ResultError(
+                f"{self.num_test_tracks} scored and {failed} failed test tracks are not the "
+                f"{self.num_official_test_tracks} of the split"
             )
         if self.predictions and len(self.predictions) != self.num_test_tracks:
             raise ResultError(f"{len(self.predictions)} predictions for {self.num_test_tracks} scored tracks")
@@ -236,7 +247,10 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A number as printed in a paper; percentages are turned into fractions."""
+    """A number as printed in a paper; percentages are turned into fractions.
+
+    other_data: set by `published_beside` where it was measured on other recordings than the result beside it.
+    """
 
     paper: str
     table: str
@@ -247,6 +261,7 @@ class PublishedScore:
     metric: str
     value: float
     note: str
+    other_data: bool = False
 
 
 def published_rows(
@@ -276,10 +291,33 @@ def published_rows(
     return [r for s in systems for r in found if r.system == s]
 
 
+_PUBLISHED_METHODS = {"probe": "probing"}
+
+
+def published_beside(result: Result) -> list[PublishedScore]:
+    """What papers print for the same representation and method: on the result's task, or the nearest to it.
+
+    Empty for random weights, and where nothing is published.
+    """
+    task, spec = TASKS[result.run["task"]], BACKBONES[result.run["backbone"]]
+    ids = task.published_as or task.compare_with
+    if ids is None or result.run.get("weights") == "random":
+        return []
+    method = result.run["method"].partition(":")[0]
+    return [
+        replace(row, other_data=task.published_as is None)
+        for metric in result.scores
+        for row in _published()
+        if (row.task, row.dataset, row.metric) == (*ids, metric)
+        and row.system in spec.published_names
+        and row.method.lower().startswith(_PUBLISHED_METHODS.get(method, method))
+    ]
+
+
 @functools.cache
 def _published() -> tuple[PublishedScore, ...]:
     path = importlib.resources.files("audiation").joinpath("data/published_results.json")
-    names = [f.name for f in fields(PublishedScore)]
+    names = [f.name for f in fields(PublishedScore) if f.name != "other_data"]
     rows = []
     for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
         scale = 0.01 if record["unit"] == "percent" else 1.0
@@ -300,15 +338,9 @@ def render_table(
     results: Sequence[Result],
     published: Sequence[PublishedScore] = (),
     *,
-    published_data_is_other: bool = True,
     title: str = "Results",
 ) -> Table:
-    """One table: a row per result and metric, then, set apart and labelled in words, the published numbers.
-
-    Args:
-        published_data_is_other: the published numbers were measured on other recordings than `results`, which
-            each of their rows then says.
-    """
+    """One table: a row per result and metric, then, set apart and labelled in words, the published numbers."""
     table = Table(
         title=title, title_justify="left", box=box.HORIZONTALS, padding=(0, 1, 0, 0), pad_edge=False
     )
@@ -330,14 +362,20 @@ def render_table(
     table.add_section()
     for row in published:
         data = _DATASET_TITLES.get(row.dataset, row.dataset)
-        label = f"published, other\ndata: {data}" if published_data_is_other else f"published: {data}"
+        label = f"published, other\ndata: {data}" if row.other_data else f"published: {data}"
         source = f"{row.system} ({_PAPER_TITLES.get(row.paper, row.paper)})\n{label}"
         cells = (source, row.task, row.metric, f"{row.value:.3f}", "not published", "-")
         table.add_row(*(Text(cell, style="dim italic") for cell in cells))
-    num_failures = sum(len(r.failures) for r in results)
+    failed_in = Counter("test" if f.split == "test" else "training" for r in results for f in r.failures)
     notes = ["Published numbers follow the protocol of their paper."] if published else []
-    if num_failures:
-        notes.append(f"Failed test tracks: {num_failures}; the result files say which and why.")
+    if any(row.other_data for row in published):
+        notes.append(
+            "Those on other data are for orientation only; their row names the question they answer."
+        )
+    if failed_in["test"]:
+        notes.append(f"Failed test tracks: {failed_in['test']}; the result files say which and why.")
+    if failed_in["training"]:
+        notes.append(f"Tracks missing from training and validation: {failed_in['training']}.")
     table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 

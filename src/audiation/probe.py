@@ -180,6 +180,21 @@ def train_probe(
     )
 
 
+def check_classes(target: Target, annotations: Sequence[Any]) -> None:
+    """Raise ValueError naming the classes of a classifying target that no training annotation has."""
+    targets = torch.stack([target.encode(annotation) for annotation in annotations])
+    if targets.ndim != 1 or targets.is_floating_point():
+        return
+    seen = set(targets.tolist())
+    one_hot = torch.eye(target.num_outputs)
+    missing = [str(target.decode(one_hot[i])) for i in range(target.num_outputs) if i not in seen]
+    if missing:
+        raise ValueError(
+            f"the training split has no example of {', '.join(missing)}. Use more data or another split; "
+            "train_probe alone takes allow_missing_classes=True: these classes can then never be learned."
+        )
+
+
 def mean_per_track(outputs: Tensor, track_of_window: Tensor) -> Tensor:
     """Average the rows of each track: `(M, C)`, `(M,)` track numbers 0..K-1 -> `(K, C)`."""
     counts = torch.bincount(track_of_window)
@@ -210,15 +225,8 @@ def _check(
                 f"{bad[0]}). Extract these clips again, or leave them out as failures."
             )
     targets = torch.stack([target.encode(annotation) for annotation in annotations])
-    if targets.ndim == 1 and not targets.is_floating_point() and not allow_missing_classes:
-        seen = set(targets.tolist())
-        one_hot = torch.eye(target.num_outputs)
-        missing = [str(target.decode(one_hot[i])) for i in range(target.num_outputs) if i not in seen]
-        if missing:
-            raise ValueError(
-                f"the training split has no example of {', '.join(missing)}. Use more data or another split, "
-                "or pass allow_missing_classes=True: these classes can then never be learned."
-            )
+    if not allow_missing_classes:
+        check_classes(target, annotations)
     return targets
 
 

@@ -178,6 +178,7 @@ class BackboneSpec:
     from_published: `from_published(tensors, config, num_layers=None) -> Backbone`, tensors under their official
         names; None where there are no weights (hand-crafted).
     weights: where official weights live (`weights.OfficialWeights`), or None.
+    published_names: systems in the published results that are this representation, as printed there.
     """
 
     name: str
@@ -190,6 +191,7 @@ class BackboneSpec:
     commercial_use: bool = True
     published_parameters: int | None = None
     recommended_layer: int | None = None
+    published_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
 

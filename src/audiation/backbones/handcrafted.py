@@ -164,7 +164,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _register(
-    name: str, summary: str, frames: Callable[[np.ndarray], np.ndarray], num_features: int, moments: bool
+    name: str,
+    summary: str,
+    frames: Callable[[np.ndarray], np.ndarray],
+    num_features: int,
+    moments: bool,
+    published_names: tuple[str, ...] = (),
 ) -> None:
     def build(num_layers: int | None = None, generator: torch.Generator | None = None) -> Backbone:
         if num_layers not in (None, 0):
@@ -173,14 +178,35 @@ def _register(
 
     notes = ("Nothing to load: a fixed computation by librosa (ISC licence).",)
     BACKBONES.add(
-        name, BackboneSpec(name, summary, build, published_parameters=0, recommended_layer=0, notes=notes)
+        name,
+        BackboneSpec(
+            name,
+            summary,
+            build,
+            published_parameters=0,
+            recommended_layer=0,
+            published_names=published_names,
+            notes=notes,
+        ),
     )
 
 
 _register(
-    "chroma", "pitch-class energy and its changes, one 72-d vector per clip", chroma_frames, NUM_CHROMA, True
+    "chroma",
+    "pitch-class energy and its changes, one 72-d vector per clip",
+    chroma_frames,
+    NUM_CHROMA,
+    True,
+    ("CHROMA",),
 )
-_register("mfcc", "spectral envelope and its changes, one 120-d vector per clip", mfcc_frames, NUM_MFCC, True)
+_register(
+    "mfcc",
+    "spectral envelope and its changes, one 120-d vector per clip",
+    mfcc_frames,
+    NUM_MFCC,
+    True,
+    ("MFCC",),
+)
 _register("chroma-frames", "pitch-class energy, 12-d at 43.07 Hz", chroma_frames, NUM_CHROMA, False)
 _register(
     "logmel-frames", "log-mel spectrum in decibels, 128-d at 43.07 Hz", logmel_frames, NUM_MEL_BANDS, False

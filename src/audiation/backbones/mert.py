@@ -473,7 +473,13 @@ LARGE = BASE | {
 
 
 def _register(
-    name: str, repo_id: str, summary: str, sample_rate_hz: int, config: dict[str, Any], parameters: int
+    name: str,
+    repo_id: str,
+    summary: str,
+    sample_rate_hz: int,
+    config: dict[str, Any],
+    parameters: int,
+    published_names: tuple[str, ...],
 ) -> None:
     # Dropout rates differ between copies of a published config and do not touch inference: not checked.
     decisive = {key: value for key, value in config.items() if not key.endswith("_dropout")}
@@ -495,6 +501,7 @@ def _register(
             weights_licence="CC-BY-NC-4.0",
             commercial_use=False,
             published_parameters=parameters,
+            published_names=published_names,
             notes=(
                 "Never padded: the group norm runs over the whole clip. Keep one chunk length (5 s).",
                 "masked_spec_embed of the published file is for pre-training only and not registered.",
@@ -503,9 +510,40 @@ def _register(
     )
 
 
-_register("mert-v0", "m-a-p/MERT-v0", "1k h of music, K-means and CQT teachers", 16000, BASE, 94_371_712)
+# Names of the thesis, table 6.2; the PETL paper calls v1-95M just "MERT".
 _register(
-    "mert-v0-public", "m-a-p/MERT-v0-public", "as mert-v0, on public music only", 16000, BASE, 94_371_712
+    "mert-v0",
+    "m-a-p/MERT-v0",
+    "1k h of music, K-means and CQT teachers",
+    16000,
+    BASE,
+    94_371_712,
+    ("MERT-v0-95M",),
 )
-_register("mert-v1-95m", "m-a-p/MERT-v1-95M", "EnCodec and CQT teachers", 24000, BASE, 94_371_712)
-_register("mert-v1-330m", "m-a-p/MERT-v1-330M", "160k h, EnCodec and CQT teachers", 24000, LARGE, 315_428_992)
+_register(
+    "mert-v0-public",
+    "m-a-p/MERT-v0-public",
+    "as mert-v0, on public music only",
+    16000,
+    BASE,
+    94_371_712,
+    ("MERT-v0-95M-public",),
+)
+_register(
+    "mert-v1-95m",
+    "m-a-p/MERT-v1-95M",
+    "EnCodec and CQT teachers",
+    24000,
+    BASE,
+    94_371_712,
+    ("MERT-v1-95M", "MERT"),
+)
+_register(
+    "mert-v1-330m",
+    "m-a-p/MERT-v1-330M",
+    "160k h, EnCodec and CQT teachers",
+    24000,
+    LARGE,
+    315_428_992,
+    ("MERT-v1-330M",),
+)

@@ -176,7 +176,11 @@ def build(
     statistics: Statistics, num_layers: int | None = None, generator: torch.Generator | None = None
 ) -> MusicFM:
     """The published size with fresh weights as the reference draws them: torch's defaults everywhere."""
-    config = ConformerConfig() if num_layers is None else ConformerConfig(num_layers=num_layers)
+    config = ConformerConfig()
+    if num_layers is not None:
+        if not 0 < num_layers <= config.num_layers:
+            raise ValueError(f"MusicFM has {config.num_layers} layers, got num_layers={num_layers}")
+        config = replace(config, num_layers=num_layers)
     return fresh(statistics, config, generator=generator)
 
 
@@ -261,7 +265,12 @@ def _statistics(config: Mapping[str, Any], bound: Statistics) -> Statistics:
 
 
 def _register(
-    name: str, corpus: str, statistics: Statistics, checkpoint: OfficialFile, config: OfficialFile
+    name: str,
+    corpus: str,
+    statistics: Statistics,
+    checkpoint: OfficialFile,
+    config: OfficialFile,
+    published_names: tuple[str, ...] = (),
 ) -> None:
     BACKBONES.add(
         name,
@@ -284,6 +293,7 @@ def _register(
             commercial_use=True,
             published_parameters=PUBLISHED_PARAMETERS,
             recommended_layer=7,
+            published_names=published_names,
             notes=(
                 "Layer 7 is what its authors recommend for frozen features, in float32.",
                 "Layer 12 has passed the encoder's final norm, layers 0 to 11 have not.",
@@ -309,6 +319,9 @@ _register(
         "c36c61ab10ca4d2e7fdfefc3fcc15205316bec276a06a47baa3641a62c546f22",
         hash_source="spec",
     ),
+    published_names=(
+        "MusicFM",
+    ),  # as the PETL paper calls it; the MusicFM paper has no row of this checkpoint
 )
 _register(
     "musicfm-fma",

@@ -20,8 +20,8 @@ class Task:
     clip_seconds: length of the windows a track is cut into; None: the whole track is one clip.
     level: MARBLE's level of musical description (thesis, table 3.1).
     published_as: (task, dataset) ids in the published results, for the table beside ours; None for our own tasks.
-    compare_with: ids of a published task with the same question on other data, for a task of our own. Shown beside
-        ours and labelled as other data.
+    compare_with: ids of the nearest published task, on other data, for a task of our own. Shown beside ours for
+        orientation, with its own question, and labelled as other data.
     """
 
     name: str

@@ -16,5 +16,6 @@ TASKS.add(
         target=ClassTarget(tuple(TIMBRES)),
         metrics=(ACCURACY,),
         level="acoustic",
+        compare_with=("genre", "gtzan_genre"),  # another question: the nearest that sound colour answers
     ),
 )
