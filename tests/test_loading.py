@@ -235,6 +235,36 @@ def test_an_unreachable_hub_names_the_file_and_where_to_put_it(hub: Hub):
         load_backbone("toy-a", "me/mine")
 
 
+def test_official_files_that_are_there_are_used_without_asking_the_hub(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    def cache_only(repo_id, filename, revision=None, local_files_only=False):
+        assert local_files_only, "offline, the Hub would be asked again and again for half a minute"
+        return hub(repo_id, filename, revision)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cache_only)
+    assert load_backbone("toy-a").weights_source == "hub:who/toys"
+
+
+@pytest.mark.parametrize("num_layers", [-1, 2.5, "3", True])
+@pytest.mark.parametrize("weights", ["random", None])
+def test_a_number_of_layers_that_is_none_is_refused(hub: Hub, weights: str | None, num_layers: Any):
+    with pytest.raises(ValueError, match="num_layers is a whole number"):
+        load_backbone("toy-a", weights, num_layers=num_layers)
+
+
+@pytest.mark.parametrize("num_layers", [0, 13, 99])
+def test_musicfm_has_no_more_blocks_than_were_published(num_layers: int):
+    with pytest.raises(ValueError, match=f"12 layers, got num_layers={num_layers}"):
+        load_backbone("musicfm-msd", "random", num_layers=num_layers)
+
+
+@pytest.mark.parametrize("device", ["quantum", "cuda:99"])
+def test_a_device_that_there_is_not_is_refused(device: str):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used here .* There is: cpu"):
+        load_backbone("chroma", device=device)
+
+
 def test_a_file_with_another_hash_is_refused_and_can_be_overridden_loudly(hub: Hub):
     hub.put("who/toys", "toy_a.pt", published(6, seed=5))
     with pytest.raises(WeightsError, match=r"its SHA-256 is .* allow_unverified_hash=True"):

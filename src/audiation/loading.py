@@ -68,6 +68,9 @@ def load_backbone(
     spec = BACKBONES[name]
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
+    if num_layers is not None and (type(num_layers) is not int or num_layers < 0):
+        raise ValueError(f"num_layers is a whole number >= 0 or None, got {num_layers!r}")
+    check_device(device)
     with torch.random.fork_rng(devices=[]):  # whatever a constructor draws, the caller's generator stays
         if spec.from_published is None:
             backbone = _build_without_weights(spec, weights, num_layers, config)
@@ -80,6 +83,18 @@ def load_backbone(
     backbone.eval().to(device)
     set_precision(backbone, precision)
     return backbone
+
+
+def check_device(device: str | torch.device) -> None:
+    """ValueError for a device that there is not, also where a backbone has nothing to put on it."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch: an unknown name, or a build without it
+        reason = str(error).partition("\n")[0][:120]
+        usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f"device '{device}' cannot be used here ({reason}). There is: {', '.join(usable)}."
+        ) from error
 
 
 def _build_without_weights(
@@ -139,8 +154,8 @@ def _find(
         show_licence_once(spec)
     if weights is None:
         assert official is not None
-        checkpoint = fetch(official.checkpoint, official.revision)
-        config_path = fetch(official.config, official.revision) if official.config is not None else None
+        checkpoint = _fetch_official(official.checkpoint, official.revision)
+        config_path = _fetch_official(official.config, official.revision) if official.config else None
         source = f"hub:{official.checkpoint.repo_id}"
     elif str(weights) and Path(weights).expanduser().exists():
         path = Path(weights).expanduser()
@@ -168,6 +183,14 @@ def _find(
             verify_file(config_path, official.config, allow_unverified_hash, _known_hashes(spec))
     merged, changed = _merge_config(spec, config_path, config)
     return _Found(checkpoint, merged, changed, source)
+
+
+def _fetch_official(file: OfficialFile, revision: str | None) -> Path:
+    """From the Hugging Face cache without asking the Hub: it would be asked in vain for half a minute offline."""
+    try:
+        return fetch(file, revision, local_files_only=True)
+    except WeightsError:
+        return fetch(file, revision)
 
 
 def _fetch_repository(spec: BackboneSpec, repo_id: str) -> tuple[Path, Path | None]:
