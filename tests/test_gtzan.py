@@ -181,6 +181,13 @@ def test_a_bad_list_is_refused_with_file_and_line(original, line, message):
         load(original)
 
 
+def test_lists_may_come_from_windows(original):
+    before = load(original).split_hash
+    path = original / "test_filtered.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(original).split_hash == before
+
+
 def test_all_three_lists_or_none(original):
     (original / "valid_filtered.txt").unlink()
     with pytest.raises(ValueError, match=r"has train_filtered\.txt but not valid_filtered\.txt"):

@@ -99,6 +99,7 @@ def test_a_local_copy_comes_first(tmp_path, monkeypatch, content, by):
 
 @pytest.mark.parametrize("place", ["local", "cache/metadata"])
 def test_a_copy_that_differs_is_refused_by_name_and_never_replaced_in_silence(tmp_path, place):
+    (tmp_path / "local").mkdir()
     copy = tmp_path / place / FILE.path
     copy.parent.mkdir(parents=True)
     copy.write_bytes(CONTENT + b"rock/rock.00002.wav\n")
@@ -131,6 +132,11 @@ def test_without_network_the_error_says_which_file_to_put_where():
         read_metadata_file(FILE, open_url=Network(urllib.error.URLError("offline")))
     for part in (FILE.url, "save it as DIR/set/list.txt", "--metadata-root DIR", "AUDIATION_METADATA_ROOT"):
         assert part in str(caught.value)
+
+
+def test_a_metadata_root_that_is_no_folder_is_not_passed_over(tmp_path):
+    with pytest.raises(MetadataUnavailableError, match="nowhere is not a folder"):
+        read_metadata_file(FILE, tmp_path / "nowhere", no_network)
 
 
 def test_a_slow_server_is_given_up(monkeypatch):

@@ -178,7 +178,7 @@ def _parse_lists(lists: dict[str, _List]) -> Iterator[tuple[str, str]]:
     pattern = re.compile(rf"({'|'.join(GENRES)})/(\1\.[0-9]{{5}})\.wav")
     seen: dict[str, str] = {}
     for split, listed in lists.items():
-        for number, line in enumerate(listed.content.decode("utf-8", "replace").splitlines(), start=1):
+        for number, line in enumerate(listed.content.decode("utf-8-sig", "replace").splitlines(), start=1):
             if not line.strip():
                 continue
             here = f"{listed.where}, line {number}"

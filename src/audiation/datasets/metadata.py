@@ -143,6 +143,10 @@ def manifest(files: dict[str, bytes]) -> bytes:
 
 def _local_roots(metadata_root: str | Path | None) -> list[Path]:
     named = metadata_root or os.environ.get(ENVIRONMENT)
+    if named and not Path(named).expanduser().is_dir():
+        raise MetadataUnavailableError(
+            f"metadata root {named} is not a folder (--metadata-root, ${ENVIRONMENT})"
+        )
     return ([Path(named).expanduser()] if named else []) + [cache_dir("metadata")]
 
 
