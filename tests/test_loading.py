@@ -259,6 +259,19 @@ def test_musicfm_has_no_more_blocks_than_were_published(num_layers: int):
         load_backbone("musicfm-msd", "random", num_layers=num_layers)
 
 
+@pytest.mark.parametrize(
+    "content", ["{}", '{"format": 1}', '{"format": 1, "backbone": "toy-a", "layers": {"0": 1}}', "[]", "x"]
+)
+def test_a_fingerprint_that_somebody_edited(hub: Hub, content: str):
+    load_backbone("toy-a")
+    the_fingerprint(hub).write_text(content)
+    if content == "{}":  # of another format, so written anew
+        load_backbone("toy-a")
+    else:
+        with pytest.raises(WeightsError, match="fingerprint"):
+            load_backbone("toy-a")
+
+
 @pytest.mark.parametrize("device", ["quantum", "cuda:99"])
 def test_a_device_that_there_is_not_is_refused(device: str):
     with pytest.raises(ValueError, match=f"device '{device}' cannot be used here .* There is: cpu"):

@@ -123,7 +123,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kind: str, share: float):
         ({"model": {"a": torch.ones(2), "sub": {"b": torch.ones(2)}}}, "'sub' in its 'model' is a dict"),
         ({0: torch.ones(2)}, "0 in its top level is a Tensor"),
         ({"a": torch.eye(3).to_sparse()}, "'a' is sparse"),
-        ({"a": torch.ones(3, device="meta")}, "'a' is sparse, quantised or without data"),
+        ({"a": torch.ones(3, device="meta")}, "'a' is sparse, quantised, complex or without data"),
     ],
 )
 def test_other_things_than_dense_tensors_are_refused(tmp_path: Path, content: object, reason: str):
@@ -371,3 +371,27 @@ def test_the_hash_sees_every_change(change: str):
         bits[7] = float(np.nextafter(np.float32(bits[7]), np.float32(9)))
         tensors["a.bias"] = bits
     assert tensors_hash(tensors) != tensors_hash(example())
+
+
+def test_one_flipped_bit_in_a_torch_file_is_found(tmp_path):
+    path = tmp_path / "model.pt"
+    values = torch.arange(1000.0)
+    torch.save({"a": values}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(values.numpy().tobytes()) + 2000] ^= 0x40
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"checksum of .*data/0 differs"):
+        read_checkpoint(path)
+
+
+def test_complex_tensors_are_refused(tmp_path):
+    torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="'a' is sparse, quantised, complex"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+def test_a_config_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": ' * 5000)
+    with pytest.raises(WeightsError, match="recursion"):
+        read_config(path)

@@ -37,11 +37,19 @@ def check_fingerprint(backbone: Backbone) -> None:
     stored = read_config(path) if path.is_file() else None
     if stored is None or stored.get("format") != FORMAT:
         keep_text(path, json.dumps(now, indent=1))
-    elif differences := compare_fingerprints(stored, now):
+        return
+    try:
+        differences, then = (
+            compare_fingerprints(stored, now),
+            f"torch {stored['torch']} on {stored['machine']}",
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} is not a fingerprint ({error!r}); delete it") from error
+    if differences:
         raise WeightsError(
             f"{backbone.name} is not what it was when these weights were first loaded: "
-            f"{'; '.join(differences[:3])}. Then: torch {stored['torch']} on {stored['machine']}; now: torch "
-            f"{now['torch']} on {now['machine']}. If now is right, delete {path}."
+            f"{'; '.join(differences[:3])}. Then: {then}; now: torch {now['torch']} on {now['machine']}. "
+            f"If now is right, delete {path}."
         )
 
 

@@ -296,7 +296,7 @@ def _build_published(spec: BackboneSpec, found: _Found, num_layers: int | None) 
     tensors = read_checkpoint(found.checkpoint)
     try:
         backbone = spec.from_published(tensors, found.config, num_layers=num_layers)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # TypeError: from a config's values
         reason = f"no {error}" if type(error) is KeyError else str(error)
         raise WeightsError(f"cannot make {spec.name} from {found.checkpoint}: {reason}") from error
     rate = _declared_rate(found)

@@ -139,7 +139,9 @@ def verify_file(
         raise WeightsError(f"{path} is {others[digest]}, not {expected.filename} of {expected.repo_id}")
     if expected.size_bytes is not None and size != expected.size_bytes:
         known = f"{expected.size_bytes:,}"
-        reason = f"it has {size:,} of {known} bytes" + (": truncated" if size < expected.size_bytes else "")
+        reason = f"it has {size:,} of {known} bytes" + (
+            ": truncated, or another file" if size < expected.size_bytes else ""
+        )
     elif expected.sha256 is not None:
         reason = f"its SHA-256 is {digest}, known is {expected.sha256}"
     else:
@@ -202,6 +204,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
     kind = _kind_of_file(path, head)
     try:
+        if kind == "zip":
+            _check_sums(path)
         if kind == "safetensors":
             from safetensors.torch import load_file
 
@@ -221,7 +225,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file; WeightsError if it is anything else."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"cannot read {path}: expected a JSON object, got {type(config).__name__}")
@@ -249,6 +253,13 @@ def _kind_of_file(path: Path, head: bytes) -> Literal["zip", "pickle", "safetens
     else:
         reason = "it is neither a safetensors nor a torch file"
     raise WeightsError(f"cannot read {path}: {reason}")
+
+
+def _check_sums(path: Path) -> None:
+    """Compare every record of a torch file with its CRC, which torch writes but does not read."""
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"the checksum of {damaged} differs. Fetch it again")
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -281,9 +292,14 @@ def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
                 f"{path} is no plain checkpoint: {name!r} in its {where} is a {type(value).__name__}, "
                 "expected a tensor (tensors may also lie below 'state_dict' or 'model')"
             )
-        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        if (
+            value.layout is not torch.strided
+            or value.is_quantized
+            or value.is_complex()
+            or value.device.type != "cpu"
+        ):
             raise WeightsError(
-                f"{path}: '{name}' is sparse, quantised or without data; dense tensors are read"
+                f"{path}: '{name}' is sparse, quantised, complex or without data; dense real tensors are read"
             )
         tensors[name] = value.detach()
     return tensors
