@@ -113,6 +113,7 @@ def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_pa
         ),
         (["extract", "MUSIC", "--backbone", "mfcc", "--store", "s", "--layers"], "at least one number"),
         (["evaluate", "--backbone", "mfcc"], "name a --backbone and a --task"),
+        (["evaluate", "--backbone", "mfcc", "--task", "scores-key", "--out", "."], ". is a folder"),
         (["evaluate", "--backbone", "mfcc", "--task", "gtzan_gender"], "Did you mean 'gtzan_genre'?"),
         (["evaluate", "--run", "nowhere.json"], "nowhere.json"),
         (["evaluate", "--run", "x.json", "--backbone", "mfcc"], "cannot be given as well"),

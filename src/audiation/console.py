@@ -89,16 +89,20 @@ def evaluate_with_progress(
 ) -> Result:
     """`audiation evaluate`: carry out the run, write the result, print it."""
     console = console or Console()
+    path = out or result_path(run)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the result a file name, like {path / 'result.json'}")
     with new_progress(console) as bar:
         row = bar.add_task(f"{run.backbone} on {run.task}", total=None, detail="")
         result = evaluate(run, progress=lambda p: _show_evaluation(bar, row, p), **options)
         bar.update(row, total=1, completed=1, detail=_headline(result))
-    path = out or result_path(run)
-    result.save(path)
-    if show_table:
+    if show_table:  # before saving, so that a full disk does not take the answer with it
         console.print(render_table([result], published_beside(result)))
         for failure in result.failures:
-            console.print(f"not scored: {failure.track_id}: {failure.reason}", markup=False, style="red")
+            what = f"not used ({failure.split}): {failure.track_id}: {failure.reason}"
+            console.print(what, markup=False, style="red")
+    result.save(path)
+    if show_table:
         console.print(
             f"Result: {path}\nAgain:  audiation evaluate --run {path}", highlight=False, soft_wrap=True
         )

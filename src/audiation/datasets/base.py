@@ -105,9 +105,9 @@ class Dataset:
 
     def verify(self) -> list[str]:
         """Human-readable lines, one per missing or differing file; empty when all is there."""
-        return [f"{t.track_id}: {t.audio_path} is missing" for t in self.tracks if not t.audio_path.is_file()] + [
-            f"{s.track_id}: {s.reason}" for s in self.skipped
-        ]
+        return [
+            f"{t.track_id}: {t.audio_path} is missing" for t in self.tracks if not t.audio_path.is_file()
+        ] + [f"{s.track_id}: {s.reason}" for s in self.skipped]
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "audiation.datasets")
