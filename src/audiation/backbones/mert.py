@@ -120,7 +120,7 @@ class Mert(Backbone):
     ) -> None:
         super().__init__()
         depth = config.num_hidden_layers if num_layers is None else num_layers
-        if not 0 <= depth <= config.num_hidden_layers:
+        if not 0 < depth <= config.num_hidden_layers:
             raise ValueError(f"{name} has {config.num_hidden_layers} layers, got num_layers={num_layers}")
         self.config, self.name, self.sample_rate_hz = config, name, sample_rate_hz
         self.num_layers, self.dim = depth, config.hidden_size
