@@ -170,5 +170,7 @@ def test_blocks_have_sockets_and_roles(backbone):
         assert {"query", "key", "value", "output"} <= roles.keys()
         assert roles["query"] == [block.attention.query]
         assert len(block.sockets) > 0 and not block.sockets.state_dict()
-        assert all(isinstance(norm, torch.nn.Module) for norm in block.norms().values())
+        assert all(isinstance(norm, torch.nn.Module) for norms in block.norms().values() for norm in norms)
+        assert all(linear.adaptation is None for linears in roles.values() for linear in linears)
         assert block.attention.prefix is None
+    assert backbone.encoder.prompts is None and backbone.adapted_with is None

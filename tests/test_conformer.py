@@ -59,20 +59,20 @@ def test_sockets_lie_after_each_residual_sum(golden: dict[str, Tensor]) -> None:
 def test_roles_name_every_linear_map_and_norm(encoder: ConformerEncoder) -> None:
     for block in encoder.blocks:
         roles = block.linears()
-        assert {role: tuple(m[0].weight.shape) for role, m in roles.items()} == {
-            **dict.fromkeys(("query", "key", "value", "output"), (16, 16)),
-            **dict.fromkeys(("ffn1_up", "ffn2_up"), (24, 16)),
-            **dict.fromkeys(("ffn1_down", "ffn2_down"), (16, 24)),
-            "pointwise1": (32, 16),
-            "pointwise2": (16, 16),
+        assert {role: [tuple(m.weight.shape) for m in maps] for role, maps in roles.items()} == {
+            **dict.fromkeys(("query", "key", "value", "output"), [(16, 16)]),
+            "ffn_up": [(24, 16)] * 2,
+            "ffn_down": [(16, 24)] * 2,
+            "pointwise": [(32, 16), (16, 16)],
         }
         named = {id(m) for modules in roles.values() for m in modules}
         assert named == {id(m) for m in block.modules() if isinstance(m, nn.Linear)}
         norms = (nn.LayerNorm, nn.BatchNorm1d)
-        assert {id(m) for m in block.norms().values()} == {
+        assert {id(m) for group in block.norms().values() for m in group} == {
             id(m) for m in block.modules() if isinstance(m, norms)
         }
-        assert isinstance(block.norms()["conv_batch"], nn.BatchNorm1d)
+        assert [type(m) for m in block.norms()["conv_batch"]] == [nn.BatchNorm1d]
+        assert block.sockets_after("ffn") == ["after_ffn1", "after_ffn2"]
 
 
 def test_positions_are_the_published_ones(golden: dict[str, Tensor]) -> None:
@@ -143,7 +143,7 @@ def test_a_trained_batch_norm_bias_gets_its_gradient_in_eval_mode(
     encoder: ConformerEncoder, x_BTD: Tensor
 ) -> None:
     encoder.requires_grad_(False)
-    bias = encoder.blocks[0].norms()["conv_batch"].bias.requires_grad_(True)
+    bias = encoder.blocks[0].norms()["conv_batch"][0].bias.requires_grad_(True)
     run(encoder, x_BTD).square().sum().backward()
     assert float(bias.grad.abs().min()) > 0
 

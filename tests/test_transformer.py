@@ -68,9 +68,9 @@ class Keep(nn.Module):
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_sockets_see_the_residual_sums(pre_norm):
     block, x = fresh(TransformerBlock(16, 4, 32, pre_norm=pre_norm)), draw(2, 11, 16)
-    block.sockets["after_attention"], block.sockets["after_feed_forward"] = Keep(), Keep()
+    block.sockets["after_attention"], block.sockets["after_ffn"] = Keep(), Keep()
     out = block(x)
-    first, second = block.sockets["after_attention"].seen, block.sockets["after_feed_forward"].seen
+    first, second = block.sockets["after_attention"].seen, block.sockets["after_ffn"].seen
     normed = block.attention_norm(x) if pre_norm else x
     torch.testing.assert_close(first, x + plain_attention(block.attention, normed), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out, second if pre_norm else block.ffn_norm(second), rtol=0, atol=0)
@@ -79,7 +79,7 @@ def test_sockets_see_the_residual_sums(pre_norm):
 def test_roles_cover_every_parameter_of_a_block_once():
     block = TransformerBlock(16, 4, 32)
     assert list(block.linears()) == ["query", "key", "value", "output", "ffn_up", "ffn_down"]
-    named = [m for group in block.linears().values() for m in group] + list(block.norms().values())
+    named = [m for roles in (block.linears(), block.norms()) for group in roles.values() for m in group]
     counted = sum(p.numel() for m in named for p in m.parameters())
     assert counted == sum(p.numel() for p in block.parameters())
     assert not block.sockets.state_dict()

@@ -27,7 +27,7 @@ from audiation.datasets import DATASETS, Dataset, Track
 from audiation.extraction import ExtractProgress, extract
 from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interval
 from audiation.loading import load_backbone
-from audiation.methods import parse_method
+from audiation.methods import inject, parse_method
 from audiation.metrics import Metric
 from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
 from audiation.protocols import PROTOCOLS, Protocol
@@ -131,7 +131,7 @@ def evaluate(
         precision=run.precision,
         device=device,
     )
-    method.inject(backbone.encoder)
+    inject(backbone, method)
     layer = (
         default_layer(spec, backbone) if run.layer is None else backbone.resolve_layers([run.layer], None)[1]
     )

@@ -45,8 +45,8 @@ class ProbeHead(nn.Module):
             dropout,
             input_dropout,
         )
-        self.hidden = None if hidden_size is None else _linear(dim, hidden_size, generator)
-        self.output = _linear(dim if hidden_size is None else hidden_size, num_outputs, generator)
+        self.hidden = None if hidden_size is None else fresh_linear(dim, hidden_size, generator)
+        self.output = fresh_linear(dim if hidden_size is None else hidden_size, num_outputs, generator)
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`(..., D)` -> `(..., C)`. `generator` draws the dropout masks in training (None: global stream)."""
@@ -64,7 +64,8 @@ class ProbeHead(nn.Module):
         return x * uniform.ge_(self.dropout).mul_(1.0 / (1.0 - self.dropout))
 
 
-def _linear(num_inputs: int, num_outputs: int, generator: torch.Generator | None) -> nn.Linear:
+def fresh_linear(num_inputs: int, num_outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    """A linear map with torch's default initialisation, drawn from `generator` (None: torch's global stream)."""
     layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, num_inputs, num_outputs)
     bound = num_inputs**-0.5
     with torch.no_grad():

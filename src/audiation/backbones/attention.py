@@ -9,24 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiation.backbones.encoder import Linear
 from audiation.backbones.precision import has_native_bf16
 
 
 class Attention(nn.Module):
     """Bidirectional self-attention with separate, biased projections (roles query, key, value, output).
 
-    `prefix` is a seam for prefix tuning: a module that gives `(keys, values)`, each `(P, D)`, which join the
+    `prefix` is a socket for prefix tuning: a module that gives `(keys, values)`, each `(P, D)`, which join the
     projected keys and values in front. It is None in a plain backbone.
     """
+
+    prefix: nn.Module | None
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"width {dim} is not divisible by {num_heads} heads")
         self.num_heads, self.dropout = num_heads, dropout
-        self.query, self.key = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.value, self.output = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.prefix: nn.Module | None = None
+        self.query, self.key = Linear(dim, dim), Linear(dim, dim)
+        self.value, self.output = Linear(dim, dim), Linear(dim, dim)
+        self.register_module("prefix", None)
 
     def forward(
         self, x_BTD: Tensor, qk_input_BTD: Tensor | None = None, valid_BT: Tensor | None = None
@@ -41,14 +44,14 @@ class Attention(nn.Module):
         q, k, v = self.query(source), self.key(source), self.value(x_BTD)
         if self.prefix is not None:
             prefix_k, prefix_v = self.prefix()
-            k = torch.cat([prefix_k.expand(len(k), -1, -1), k], dim=1)
-            v = torch.cat([prefix_v.expand(len(v), -1, -1), v], dim=1)
+            k = torch.cat([prefix_k.to(k.dtype).expand(len(k), -1, -1), k], dim=1)
+            v = torch.cat([prefix_v.to(v.dtype).expand(len(v), -1, -1), v], dim=1)
             if valid_BT is not None:
                 valid_BT = F.pad(valid_BT, (len(prefix_k), 0), value=True)
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if valid_BT is None else valid_BT[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        if _blockwise_is_faster(q) and not dropout and not q.requires_grad:
+        if _blockwise_is_faster(q) and not dropout and not any(t.requires_grad for t in (q, k, v)):
             mixed = blockwise_attention(q, k, v, mask)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

@@ -6,12 +6,14 @@ Shape letters: `B` batch, `S` samples, `T` frames, `D` model width, `L` blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from audiation.backbones.encoder import Encoder
 from audiation.registry import Registry
 
 
@@ -20,10 +22,10 @@ class HiddenStates:
     """What a backbone gives.
 
     layers: the asked-for subset of 0..L, each `(B, T, D)`; [0] enters block 1, [i] leaves block i.
-    valid: `(B, T)` bool, False where a frame lies on padding.
+    valid: `(B, T)` bool, False where a frame lies on padding, and at learned positions that are not to be pooled.
     frame_rate_hz: frames per second, or None when the clip is one vector (T = 1).
     first_frame_seconds: time of the centre of frame 0 within the clip.
-    num_prompts: leading learned positions still in the stream; heads decide about them.
+    num_prompts: leading learned positions still in the stream, part of T; heads for single frames drop them.
     """
 
     layers: Mapping[int, Tensor]
@@ -45,6 +47,9 @@ class HiddenStates:
         weight = self.valid.unsqueeze(-1)
         count = weight.sum(1, keepdim=True).clamp(min=1)
         pooled = {}
+        if bool(self.valid.all()):  # no copy
+            pooled = {i: x.mean(1, keepdim=True, dtype=torch.float32) for i, x in self.layers.items()}
+            return HiddenStates(pooled, self.valid[:, :1], None, 0.0)
         for i, x in self.layers.items():
             summed = x.masked_fill(~weight, 0).sum(1, keepdim=True, dtype=torch.float32)
             pooled[i] = summed / count
@@ -55,8 +60,20 @@ class HiddenStates:
 Normalisation = Literal["none", "clip-peak", "clip-unit-variance", "corpus-statistics", "file-peak"]
 
 
+@dataclass(frozen=True)
+class LocalStem:
+    """A stem whose frames see only their surroundings, so that its output for a clip can be cropped.
+
+    step_samples: crops must begin at multiples of it, which is where frames of clip and crop coincide.
+    edge_frames: so many frames at either end of a crop see its end, and are not those of the clip.
+    """
+
+    step_samples: int
+    edge_frames: int
+
+
 class Backbone(nn.Module):
-    """Base of every backbone. Subclasses set the attributes and implement `forward`.
+    """Base of every backbone. Subclasses set the attributes, and either implement `project` or override `forward`.
 
     Attributes:
         name: registry name.
@@ -70,8 +87,13 @@ class Backbone(nn.Module):
             None: any length at once.
         normalisation: what `forward` does to the level of its input, stored with features.
         accepts_padding: False: `forward` refuses unequal lengths in a batch (group norm, whole-clip statistics).
+        first_frame_seconds: centre of frame 0.
         stem: waveform -> projected frames, or None.
+        local_stem: how the stem's output may be cropped; None where every frame sees the whole clip.
         encoder: the blocks with their sockets, or None (then no PETL).
+        adapted_with: the method that was injected, or None.
+        unused_parameters: parameters that the published model counts, in the blocks that are here and their
+            surroundings, but no forward pass reads; they are not registered.
         weights_hash: identifies the weights (a version string where there are none); stored with features.
         precision: "fp32" or "bf16", what `forward` computes in; stored with features.
         arithmetic: what the device multiplies in; float32 for bf16 where it has no such instructions.
@@ -87,8 +109,12 @@ class Backbone(nn.Module):
     max_seconds: float | None
     normalisation: Normalisation
     accepts_padding: bool
+    first_frame_seconds: float = 0.0
     stem: nn.Module | None
-    encoder: nn.Module | None
+    local_stem: LocalStem | None = None
+    encoder: Encoder | None
+    adapted_with: Any = None
+    unused_parameters: int = 0
     weights_hash: str = "none"
     weights_source: str = "none needed"
     precision: str = "fp32"
@@ -119,7 +145,61 @@ class Backbone(nn.Module):
             ValueError: wrong shape or dtype, too short, unequal lengths where padding is not accepted,
                 a layer that does not exist.
         """
+        lengths = self.check_input(waveform, num_samples)
+        wanted, stop = self.resolve_layers(layers, last_layer)
+        projected_BTD = self.project(waveform, lengths)
+        frames = torch.tensor([self.num_frames(n) for n in lengths.tolist()], device=waveform.device)
+        valid_BT = torch.arange(projected_BTD.shape[1], device=waveform.device) < frames[:, None]
+        return self._encode(projected_BTD, valid_BT, wanted, stop, reduce)
+
+    def project(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """What the stem hands to the encoder: `(B, S)` (and true lengths `(B,)`) -> `(B, T, D)`."""
         raise NotImplementedError
+
+    def encode(
+        self,
+        projected_BTD: Tensor,
+        layers: Iterable[int] | None = None,
+        last_layer: int | None = None,
+        reduce: Literal["mean"] | None = None,
+    ) -> HiddenStates:
+        """What `forward` gives, from the output of `project` for clips of equal length.
+
+        Raises:
+            ValueError: a layer that does not exist, or a backbone without encoder.
+        """
+        if self.encoder is None:
+            raise ValueError(f"'{self.name}' has no encoder apart from its stem. Call it on a waveform.")
+        wanted, stop = self.resolve_layers(layers, last_layer)
+        valid_BT = torch.ones(projected_BTD.shape[:2], dtype=torch.bool, device=projected_BTD.device)
+        return self._encode(projected_BTD, valid_BT, wanted, stop, reduce)
+
+    def _encode(
+        self,
+        projected_BTD: Tensor,
+        valid_BT: Tensor,
+        wanted: set[int],
+        stop: int,
+        reduce: Literal["mean"] | None,
+    ) -> HiddenStates:
+        if reduce not in (None, "mean"):
+            raise ValueError(f"reduce is 'mean' or None, got {reduce!r}")
+        assert self.encoder is not None
+        seen = None if bool(valid_BT.all()) else valid_BT
+        kept: dict[int, Tensor] = {}
+        for index, x_BTD in enumerate(self.encoder.layers(projected_BTD, seen, stop)):
+            if index not in wanted:
+                continue
+            num_prompts = x_BTD.shape[1] - projected_BTD.shape[1]
+            pooled = num_prompts > 0 and bool(self.encoder.prompts.pooled)  # type: ignore[union-attr]
+            valid = F.pad(valid_BT, (num_prompts, 0), value=pooled) if num_prompts else valid_BT
+            states = HiddenStates(
+                {index: x_BTD.float()}, valid, self.frame_rate_hz, self.first_frame_seconds, num_prompts
+            )
+            if reduce == "mean":
+                states = states.mean()
+            kept.update(states.layers)
+        return replace(states, layers=kept)
 
     def num_frames(self, num_samples: int) -> int:
         """Output frames for a clip of `num_samples`."""

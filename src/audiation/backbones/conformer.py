@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from audiation.backbones.attention import Attention
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
-from audiation.backbones.encoder import Block, Encoder
+from audiation.backbones.encoder import Block, Encoder, Linear
 
 ROTARY_BASE = 10000.0
 
@@ -86,28 +86,24 @@ class ConformerBlock(Block):
         x = self.sockets["after_ffn2"](torch.add(x, self.ffn2(x), alpha=0.5))
         return self.final_norm(x)
 
-    def linears(self) -> dict[str, list[nn.Module]]:
+    def linears(self) -> dict[str, list[Linear]]:
         return {
             "query": [self.attention.query],
             "key": [self.attention.key],
             "value": [self.attention.value],
             "output": [self.attention.output],
-            "ffn1_up": [self.ffn1.up],
-            "ffn1_down": [self.ffn1.down],
-            "ffn2_up": [self.ffn2.up],
-            "ffn2_down": [self.ffn2.down],
-            "pointwise1": [self.conv.pointwise1],
-            "pointwise2": [self.conv.pointwise2],
+            "ffn_up": [self.ffn1.up, self.ffn2.up],
+            "ffn_down": [self.ffn1.down, self.ffn2.down],
+            "pointwise": [self.conv.pointwise1, self.conv.pointwise2],
         }
 
-    def norms(self) -> dict[str, nn.Module]:
+    def norms(self) -> dict[str, list[nn.Module]]:
         return {
-            "ffn1": self.ffn1.norm,
-            "attention": self.attention_norm,
-            "conv": self.conv.norm,
-            "conv_batch": self.conv.depthwise.norm,
-            "ffn2": self.ffn2.norm,
-            "final": self.final_norm,
+            "attention": [self.attention_norm],
+            "ffn": [self.ffn1.norm, self.ffn2.norm],
+            "conv": [self.conv.norm],
+            "conv_batch": [self.conv.depthwise.norm],
+            "final": [self.final_norm],
         }
 
 
@@ -117,7 +113,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.up, self.down = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+        self.up, self.down = Linear(dim, ffn_dim), Linear(ffn_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -130,9 +126,9 @@ class ConvModule(nn.Module):
     def __init__(self, dim: int, kernel: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.pointwise1 = nn.Linear(dim, 2 * dim, bias=False)
+        self.pointwise1 = Linear(dim, 2 * dim, bias=False)
         self.depthwise = DepthwiseConv(dim, kernel)
-        self.pointwise2 = nn.Linear(dim, dim, bias=False)
+        self.pointwise2 = Linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:

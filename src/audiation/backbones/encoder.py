@@ -6,28 +6,65 @@ Shape letters: `B` batch, `T` frames, `D` width, `L` blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Linear(nn.Linear):
+    """A linear map with a socket: `adaptation(x, y)` gives the output in place of `y = W x + b`.
+
+    The socket is None in a plain backbone, and holds no state then.
+    """
+
+    adaptation: nn.Module | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.register_module("adaptation", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.adaptation is None else self.adaptation(x, y)
+
+
+class Prompts(Protocol):
+    """What `Encoder.prompts` holds: a module that gives `(P, D)` learned positions, and how they are treated."""
+
+    before_embedding: bool
+    pooled: bool
+
+    def __call__(self) -> Tensor: ...
 
 
 class Block(nn.Module):
     """One encoder block. Subclasses fill `sockets` and answer `linears` and `norms`.
 
-    sockets: stateless `nn.Identity` at the named points where a method may put a module. They hold no state, so
-        published checkpoints load unchanged.
+    Block families share one vocabulary of roles, so that a method never asks which family a block is of.
+
+    sockets: stateless `nn.Identity` on the stream, named `after_<role>` for the module whose residual sum they take
+        (attention, ffn, conv), with a number where a block has several. They hold no state, so published
+        checkpoints load unchanged.
     attention: the block's `Attention`.
     """
 
     sockets: nn.ModuleDict
     attention: nn.Module
 
-    def linears(self) -> dict[str, list[nn.Module]]:
-        """Role -> the linear maps (or kernel-1 convolutions) that play it."""
+    def linears(self) -> dict[str, list[Linear]]:
+        """Role (query, key, value, output, ffn_up, ffn_down, pointwise) -> the linear maps that play it."""
         raise NotImplementedError
 
-    def norms(self) -> dict[str, nn.Module]:
-        """Role -> normalisation layer."""
+    def norms(self) -> dict[str, list[nn.Module]]:
+        """Role (attention, ffn, conv, conv_batch, final) -> the normalisation layers that play it."""
         raise NotImplementedError
+
+    def sockets_after(self, role: str) -> list[str]:
+        """Names of the sockets that follow the modules of a role."""
+        return [name for name in self.sockets if name.removeprefix("after_").rstrip("0123456789") == role]
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         raise NotImplementedError
@@ -38,10 +75,19 @@ class Encoder(nn.Module):
 
     embed: adds positions (masking for pre-training happens before it); subclasses override.
     final_norm: applied to the output of the last block only, where the published model does so; None elsewhere.
+    prompts: learned positions in front of the sequence, None in a plain backbone. They stay in the stream.
+    recompute_blocks: gradient checkpointing: keep only what enters a block, and run it again for the gradient.
     """
 
     blocks: nn.ModuleList
     final_norm: nn.Module | None
+    prompts: nn.Module | None
+    recompute_blocks: bool
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("prompts", None)
+        self.recompute_blocks = False
 
     def embed(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         return x_BTD
@@ -49,11 +95,29 @@ class Encoder(nn.Module):
     def layers(
         self, x_BTD: Tensor, valid_BT: Tensor | None = None, last: int | None = None
     ) -> Iterator[Tensor]:
-        """Yield layer 0, 1, ..., `last` (default: all), each `(B, T, D)`; stopping early costs nothing more."""
+        """Yield layer 0, 1, ..., `last` (default: all), each `(B, T, D)`; stopping early costs nothing more.
+
+        With P prompts there are P + T positions, the prompts first. `valid_BT` covers the T frames.
+        """
         depth = len(self.blocks)
         stop = depth if last is None else last
-        x = self.embed(x_BTD, valid_BT)
+        x = x_BTD
+        prompts: Prompts | None = self.prompts  # type: ignore[assignment]
+        if prompts is not None and prompts.before_embedding:
+            x, valid_BT = _prepended(prompts(), x, valid_BT)
+        x = self.embed(x, valid_BT)
+        if prompts is not None and not prompts.before_embedding:
+            x, valid_BT = _prepended(prompts(), x, valid_BT)
         yield x
         for i, block in enumerate(self.blocks[:stop], start=1):
-            x = block(x, valid_BT)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, valid_BT, use_reentrant=False)
+            else:
+                x = block(x, valid_BT)
             yield self.final_norm(x) if i == depth and self.final_norm is not None else x
+
+
+def _prepended(prompts_PD: Tensor, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if valid_BT is not None:
+        valid_BT = F.pad(valid_BT, (len(prompts_PD), 0), value=True)
+    return torch.cat([prompts_PD.to(x_BTD.dtype).expand(len(x_BTD), -1, -1), x_BTD], dim=1), valid_BT

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec
 from audiation.backbones.transformer import PositionalConv, TransformerBlock, TransformerEncoder, gelu
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors, normalise_weight_norm
 
@@ -133,33 +133,13 @@ class Mert(Backbone):
         self.hop_samples = math.prod(config.conv_stride)
         self.min_samples = samples_needed(1, config)
         self.frame_rate_hz = sample_rate_hz / self.hop_samples
+        self.first_frame_seconds = self.min_samples / 2 / sample_rate_hz
 
     def num_frames(self, num_samples: int) -> int:
         return frames_of(num_samples, self.config)
 
-    def forward(
-        self,
-        waveform: Tensor,
-        num_samples: Tensor | None = None,
-        layers: Iterable[int] | None = None,
-        last_layer: int | None = None,
-        reduce: Literal["mean"] | None = None,
-    ) -> HiddenStates:
-        lengths = self.check_input(waveform, num_samples)
-        wanted, stop = self.resolve_layers(layers, last_layer)
-        projected = self.stem(waveform, lengths).projected
-        frames = torch.tensor([self.num_frames(n) for n in lengths.tolist()], device=waveform.device)
-        valid_BT = torch.arange(projected.shape[1], device=waveform.device) < frames[:, None]
-        seen = None if bool(valid_BT.all()) else valid_BT
-        first_frame_seconds = self.min_samples / 2 / self.sample_rate_hz
-        kept: dict[int, Tensor] = {}
-        for index, x_BTD in enumerate(self.encoder.layers(projected, seen, stop)):
-            if index in wanted:
-                one = HiddenStates({index: x_BTD.float()}, valid_BT, self.frame_rate_hz, first_frame_seconds)
-                kept.update(one.layers if reduce is None else one.mean().layers)
-        if reduce is not None:
-            return HiddenStates(kept, valid_BT.any(1, keepdim=True), None, 0.0)
-        return HiddenStates(kept, valid_BT, self.frame_rate_hz, first_frame_seconds)
+    def project(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        return self.stem(waveform, num_samples).projected
 
 
 class StemOutput(NamedTuple):
@@ -227,7 +207,8 @@ class ConvStack(nn.Module):
 
     def _block(self, segment_BS: Tensor, kernel_BKC: Tensor, shift_BC: Tensor) -> Tensor:
         windows = segment_BS.unfold(1, self.config.conv_kernel[0], self.config.conv_stride[0])
-        x = torch.baddbmm(shift_BC[:, None], windows, kernel_BKC).to(self.first.weight.dtype)
+        with torch.autocast(segment_BS.device.type, enabled=False):  # the waveform is not to be rounded
+            x = torch.baddbmm(shift_BC[:, None], windows, kernel_BKC).to(self.first.weight.dtype)
         x = gelu(x if self.layer_norms is None else self.layer_norms[0](x))
         for i, conv in enumerate(self.layers[1:], start=1):
             x = conv(x)

@@ -10,16 +10,16 @@ Shape letters: `B` batch, `S` samples, `M` mel bands, `C` channels, `T` frames, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, LocalStem
 from audiation.backbones.conformer import ConformerConfig, ConformerEncoder
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
 from audiation.backbones.musicfm_checkpoint import (
@@ -32,11 +32,15 @@ from audiation.backbones.musicfm_checkpoint import (
     STRIDE,
     check_published,
     our_tensors,
+    positional_parameters,
 )
 from audiation.features import LogMel
 from audiation.weights import OfficialFile, OfficialWeights
 
 TRAINED_SECONDS = 30.0
+# A frame sees 9 mel frames to either side (four convolutions of width 3 with strides 2, 1, 2, 1), and half an FFT
+# window: 13.3 mel frames, of which four make a frame.
+EDGE_FRAMES = 4
 PUBLISHED_PARAMETERS = 328_932_480
 
 
@@ -85,6 +89,8 @@ class MusicFM(Backbone):
         self.min_samples, self.max_seconds = self.stem.mel.min_samples, TRAINED_SECONDS
         # Convolutions would mix padding into the last frames, and the published model has no mask for it.
         self.normalisation, self.accepts_padding = "corpus-statistics", False
+        self.local_stem = LocalStem(step_samples=self.hop_samples, edge_frames=EDGE_FRAMES)
+        self.unused_parameters = positional_parameters(config.dim)
 
     def num_frames(self, num_samples: int) -> int:
         num_frames = self.stem.mel.num_frames(num_samples)
@@ -92,25 +98,8 @@ class MusicFM(Backbone):
             num_frames = math.ceil(num_frames / STRIDE)
         return num_frames
 
-    def forward(
-        self,
-        waveform: Tensor,
-        num_samples: Tensor | None = None,
-        layers: Iterable[int] | None = None,
-        last_layer: int | None = None,
-        reduce: Literal["mean"] | None = None,
-    ) -> HiddenStates:
-        self.check_input(waveform, num_samples)
-        wanted, stop = self.resolve_layers(layers, last_layer)
-        if reduce not in (None, "mean"):
-            raise ValueError(f"reduce is 'mean' or None, got {reduce!r}")
-        states = {}
-        for i, x_BTD in enumerate(self.encoder.layers(self.stem(waveform), last=stop)):
-            if i in wanted:
-                states[i] = x_BTD.float() if reduce is None else x_BTD.mean(1, True, dtype=torch.float32)
-        rate_hz = self.frame_rate_hz if reduce is None else None
-        valid = torch.ones(states[max(wanted)].shape[:2], dtype=torch.bool, device=waveform.device)
-        return HiddenStates(states, valid, rate_hz, first_frame_seconds=0.0)
+    def project(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        return self.stem(waveform)
 
 
 class Stem(nn.Module):

@@ -29,6 +29,7 @@ CONV_CHANNELS = 512
 
 POSITIONS = "conformer.pos_conv_embed.conv"
 POSITIONS_DIRECTION, FUSED_POSITIONS = f"{POSITIONS}.weight_v", f"{POSITIONS}.weight"
+POSITION_TAPS, POSITION_GROUPS = 128, 16
 FILTERS = "preprocessor_melspec_2048.mel_stft.mel_scale.fb"
 WINDOW = "preprocessor_melspec_2048.mel_stft.spectrogram.window"
 FREQUENCIES = "conformer.embed_positions.inv_freq"
@@ -107,7 +108,7 @@ def published_layout(
 ) -> dict[str, tuple[int, ...]]:
     """Official name (without "model.") -> shape, of every tensor in an official checkpoint."""
     dim, ffn, channels = config.dim, config.ffn_dim, conv_channels
-    bins, code_dim, taps, groups = FFT_SAMPLES // 2 + 1, 16, 128, 16
+    bins, code_dim, taps, groups = FFT_SAMPLES // 2 + 1, 16, POSITION_TAPS, POSITION_GROUPS
     stacked_mel = NUM_MEL_BANDS * STRIDE**NUM_RESIDUAL_BLOCKS
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (dim,),
@@ -161,6 +162,11 @@ def published_parameters(config: ConformerConfig) -> int:
     """How many parameters an official checkpoint of that size has; those no forward pass uses are counted."""
     layout = published_layout(config)
     return sum(math.prod(s) for n, s in layout.items() if not any(buffer in n for buffer in BUFFERS))
+
+
+def positional_parameters(dim: int) -> int:
+    """How many parameters the positional convolution has that is published and never executed."""
+    return dim + POSITION_TAPS + dim * (dim // POSITION_GROUPS) * POSITION_TAPS
 
 
 def our_name(name: str) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from audiation.backbones.attention import Attention
 from audiation.backbones.derived import DerivesWeights
-from audiation.backbones.encoder import Block, Encoder
+from audiation.backbones.encoder import Block, Encoder, Linear
 
 
 class TransformerBlock(Block):
@@ -22,7 +22,7 @@ class TransformerBlock(Block):
     Post-norm (HuBERT base, MERT-95M):  `a = norm1(s x + attention(x))`, `y = norm2(s a + ffn(a))`.
     Pre-norm (HuBERT large, MERT-330M): `a = x + attention(norm1(x))`,   `y = a + ffn(norm2(a))`.
 
-    Sockets: `after_attention` and `after_feed_forward` take the residual sums; in a post-norm block the norm
+    Sockets: `after_attention` and `after_ffn` take the residual sums; in a post-norm block the norm
     comes after the socket.
 
     Args:
@@ -52,13 +52,13 @@ class TransformerBlock(Block):
         self.pre_norm, self.skip_scale = pre_norm, skip_scale
         self.attention = Attention(dim, num_heads, attention_dropout)
         self.attention_norm = nn.LayerNorm(dim, eps)
-        self.ffn_up, self.ffn_down = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+        self.ffn_up, self.ffn_down = Linear(dim, ffn_dim), Linear(ffn_dim, dim)
         self.ffn_norm = nn.LayerNorm(dim, eps)
         self.dropout, self.activation_dropout = nn.Dropout(dropout), nn.Dropout(activation_dropout)
-        self.sockets = nn.ModuleDict({"after_attention": nn.Identity(), "after_feed_forward": nn.Identity()})
+        self.sockets = nn.ModuleDict({"after_attention": nn.Identity(), "after_ffn": nn.Identity()})
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        after_attention, after_ffn = self.sockets["after_attention"], self.sockets["after_feed_forward"]
+        after_attention, after_ffn = self.sockets["after_attention"], self.sockets["after_ffn"]
         if self.pre_norm:
             mixed = self.dropout(self.attention(self.attention_norm(x_BTD), valid_BT=valid_BT))
             x_BTD = after_attention(x_BTD + mixed)
@@ -72,7 +72,7 @@ class TransformerBlock(Block):
         """What is added to the skip branch, `(B, T, D)`."""
         return self.dropout(self.ffn_down(self.activation_dropout(gelu(self.ffn_up(x_BTD)))))
 
-    def linears(self) -> dict[str, list[nn.Module]]:
+    def linears(self) -> dict[str, list[Linear]]:
         attention = self.attention
         return {
             "query": [attention.query],
@@ -83,8 +83,8 @@ class TransformerBlock(Block):
             "ffn_down": [self.ffn_down],
         }
 
-    def norms(self) -> dict[str, nn.Module]:
-        return {"attention": self.attention_norm, "ffn": self.ffn_norm}
+    def norms(self) -> dict[str, list[nn.Module]]:
+        return {"attention": [self.attention_norm], "ffn": [self.ffn_norm]}
 
 
 class TransformerEncoder(Encoder):

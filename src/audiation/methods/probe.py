@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from audiation.backbones.encoder import Encoder
+import torch
+
+from audiation.backbones import Backbone
 from audiation.methods.base import METHODS
 
 
 @METHODS.register("probe")
 @dataclass(frozen=True)
 class Probe:
-    """Train nothing in the backbone; only a head on its stored hidden states. Works for every backbone."""
+    """Train nothing in the backbone; only a head on its hidden states. Works for every backbone."""
 
-    def inject(self, encoder: Encoder | None) -> None:
-        """Nothing to do, so that a backbone without encoder (None) is as good as any."""
+    trains_backbone: ClassVar[bool] = False
+    trains_stem: ClassVar[bool] = False
+
+    def inject(self, backbone: Backbone, generator: torch.Generator) -> None:
+        """Nothing to do, so that a backbone without encoder is as good as any."""
