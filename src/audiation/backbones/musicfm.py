@@ -253,6 +253,30 @@ def _statistics(config: Mapping[str, Any], bound: Statistics) -> Statistics:
 # Registry --------------------------------------------------------------------------------------------
 
 
+MINI = ConformerConfig(dim=128, num_heads=4, ffn_dim=512, num_layers=4)
+MINI_CHANNELS = 32
+
+
+def build_mini(num_layers: int | None = None, generator: torch.Generator | None = None) -> MusicFM:
+    """The same architecture at a size for a CPU: 128-d, 4 blocks, 32 channels in the stem. There are no weights."""
+    depth = MINI.num_layers if num_layers is None else num_layers
+    if not 0 < depth <= MINI.num_layers:
+        raise ValueError(f"musicfm-mini has {MINI.num_layers} layers, got num_layers={num_layers}")
+    return fresh(MSD, replace(MINI, num_layers=depth), MINI_CHANNELS, generator)
+
+
+BACKBONES.add(
+    "musicfm-mini",
+    BackboneSpec(
+        name="musicfm-mini",
+        summary='MusicFM\'s architecture, 4 blocks of 128-d, for a CPU; untrained: only with weights="random"',
+        build=build_mini,
+        from_published=from_published,
+        notes=("A size of our own; nothing is published under this name.",),
+    ),
+)
+
+
 def _register(
     name: str,
     corpus: str,
