@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,12 +78,13 @@ class AdaptedModel(nn.Module):
         device = next((t.device for t in [*backbone.parameters(), *backbone.buffers()]), torch.device("cpu"))
         self.head.to(device)
 
-    def forward(self, x: Tensor, stage: Stage = "waveform") -> Tensor:
-        """Logits `(B, C)`.
+    def forward(self, inputs: Sequence[Tensor], stage: Stage = "waveform") -> Tensor:
+        """Logits `(B, C)` of all windows, in order.
 
-        x: waveform `(B, S)`; or what the stem made of it, `(B, T, D)`; or pooled hidden states, `(B, 1, D)`.
+        inputs: groups of windows of one length each: waveforms `(B, S)`; or what the stem made of them,
+            `(B, T, D)`; or pooled hidden states, `(B, 1, D)`.
         """
-        return self.head(self.pool(x, stage)[:, 0])
+        return self.head(torch.cat([self.pool(x, stage) for x in inputs])[:, 0])
 
     def pool(self, x: Tensor, stage: Stage = "waveform") -> Tensor:
         """The vectors that the head reads, `(B, 1, D)` float32."""
@@ -134,7 +135,7 @@ def answer_track(
     logits, starts, durations = [], [], []
     for batch in _batches(windows_of(model, path), batch_size):
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            out = model(torch.stack([window.samples for window in batch]).to(model.device))
+            out = model([torch.stack([window.samples for window in batch]).to(model.device)])
         logits.append(out.float().cpu())
         starts += [window.start_seconds for window in batch]
         durations += [window.duration_seconds for window in batch]

@@ -92,11 +92,12 @@ def evaluate(
     task: str | None = None,
     run: Path | None = None,
     method: str = "probe",
-    protocol: str = "jukemir-single",
+    protocol: str | None = None,
     weights: str | None = None,
     num_layers: int | None = None,
     layer: int | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
+    train: str = "",
     seed: int = 0,
     data_root: Path | None = None,
     metadata_root: Path | None = None,
@@ -105,7 +106,7 @@ def evaluate(
     device: str = "cpu",
     workers: int = 1,
 ) -> None:
-    """Score one backbone on one task: extract, train the probe, test, with a 95 % interval.
+    """Score one backbone on one task: extract and train a probe, or adapt; test, with a 95 % interval.
 
     The result is written as JSON; `--run RESULT.json` repeats it.
 
@@ -114,11 +115,13 @@ def evaluate(
         task: name as in `audiation list tasks`.
         run: repeat the run of this result file (then give no other choices of the run).
         method: how the backbone is adapted, as in `audiation list methods`.
-        protocol: rules of training and selection, as in `audiation list protocols`.
+        protocol: rules of training and selection, as in `audiation list protocols`; default: jukemir-single for
+            probes, petl for methods that adapt.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
         num_layers: cut the model to its first blocks.
         layer: layer to probe; default: the model's recommended layer, else the last.
         precision: bf16 computes encoder and stem in bfloat16.
+        train: choices that depart from a protocol that adapts, for example steps=500,precision=fp32.
         seed: of the probe, of the bootstrap and of random weights.
         data_root: folder with one folder per data set (default: $AUDIATION_DATA_ROOT); `scores` makes itself.
         metadata_root: folder with local copies of official split and annotation files.
@@ -134,7 +137,7 @@ def evaluate(
     if run is not None:
         choices = {
             "--backbone": (backbone, None), "--task": (task, None), "--weights": (weights, None),
-            "--method": (method, "probe"), "--protocol": (protocol, "jukemir-single"), "--seed": (seed, 0),
+            "--method": (method, "probe"), "--protocol": (protocol, None), "--seed": (seed, 0), "--train": (train, ""),
             "--num-layers": (num_layers, None), "--layer": (layer, None), "--precision": (precision, "fp32"),
         }  # fmt: skip
         given = [flag for flag, (value, default) in choices.items() if value != default]
@@ -145,13 +148,167 @@ def evaluate(
         raise ValueError("name a --backbone and a --task, or repeat a stored result with --run RESULT.json")
     else:
         chosen = Run(
-            backbone=backbone, task=task, method=method, protocol=protocol, weights=weights,
-            num_layers=num_layers, layer=layer, precision=precision, seed=seed,
+            backbone=backbone, task=task, method=method, weights=weights, num_layers=num_layers, layer=layer,
+            protocol=protocol or ("jukemir-single" if method.partition(":")[0] == "probe" else "petl"),
+            precision=precision, train=train, seed=seed,
         )  # fmt: skip
     evaluate_with_progress(
         chosen, data_root=data_root, metadata_root=metadata_root, store_dir=store, out=out, device=device,
         workers=workers,
     )  # fmt: skip
+
+
+def parameters(
+    backbones: tyro.conf.Positional[tuple[str, ...]] = ("musicfm-msd", "mert-v1-95m"),
+    /,
+    layers: int | None = 6,
+    methods: tuple[str, ...] | None = None,
+) -> None:
+    """Count what each method trains, beside table 3 of the PETL paper where it has the same.
+
+    Heads are never counted. "as published" counts the backbone as its authors laid it out, with parameters that no
+    forward pass reads.
+
+    Args:
+        backbones: names as in `audiation list backbones`.
+        layers: first blocks of every backbone; None: all.
+        methods: like lora:rank=8; default: all, as in the table.
+    """
+    from audiation.console import show_parameters
+
+    show_parameters(backbones, methods, layers)
+
+
+def adapt(
+    data: tyro.conf.Positional[Path],
+    /,
+    backbone: str,
+    out: Path,
+    method: str = "lora",
+    kind: Literal["class", "tags", "regression", "key"] | None = None,
+    audio_root: Path | None = None,
+    ignore_columns: tuple[str, ...] = (),
+    weights: str | None = None,
+    num_layers: int | None = None,
+    layer: int | None = None,
+    epochs: int = 30,
+    batch_size: int = 16,
+    learning_rate: float | None = None,
+    patience: int | None = 10,
+    train: str = "",
+    cache: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> None:
+    """Adapt a backbone to your own labelled audio; write a small adapter directory.
+
+    DATA is a CSV or JSONL file with a column path and one of label, labels, value or key, or a folder with one
+    folder per class: docs/datasets/labelled.md. It is checked before anything is trained. The command can be
+    stopped at any moment and started again. Several processes: torchrun --nproc-per-node N -m audiation adapt ...
+
+    Args:
+        data: CSV, JSONL or folder.
+        backbone: name as in `audiation list backbones`.
+        out: directory of the adapter.
+        method: as in `audiation list methods`, with fields: lora:rank=4.
+        kind: what the labels are; default: as the columns say.
+        audio_root: what paths in DATA are relative to; default: its folder.
+        ignore_columns: columns that are not read.
+        weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
+        num_layers: cut the model to its first blocks.
+        layer: hidden states that the head reads; default: the last.
+        epochs: length of the training at most.
+        batch_size: windows per step.
+        learning_rate: default: 1e-4, for finetune 1e-5.
+        patience: validations (one per epoch) without improvement before it ends; None: never.
+        train: further choices, for example precision=bf16,micro_batch_size=4,crops=random,frozen_mode=published.
+        cache: folder that keeps the outputs of the frozen part for later runs.
+        seed: of split, initial weights, order and windows.
+        device: torch device, for example cuda:0.
+    """
+    from audiation.console import adapt_with_progress
+
+    adapt_with_progress(
+        data, backbone, method, out, kind=kind, audio_root=audio_root, ignore_columns=ignore_columns,
+        weights=weights, num_layers=num_layers, layer=layer, epochs=epochs, batch_size=batch_size,
+        learning_rate=learning_rate, patience=patience, train=train, cache_directory=cache, seed=seed,
+        device=device,
+    )  # fmt: skip
+
+
+def predict(
+    files: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    adapter: tuple[Path, ...],
+    merge: bool = False,
+    format: Literal["json", "csv", "jams"] = "json",
+    out: Path | None = None,
+    weights: str | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch_size: int = 4,
+    device: str = "cpu",
+) -> None:
+    """Ask adapters about audio files and folders.
+
+    Several adapters of one backbone share it in memory. Files that cannot be read are in the answer with their
+    reason, and the exit code is then 1.
+
+    Args:
+        files: audio files and folders.
+        adapter: directories that `audiation adapt` wrote.
+        merge: fold the method into the weights first: the speed of the plain backbone. One adapter.
+        format: json and csv: one document for all; jams: one file per audio file, so it needs --out.
+        out: file (json, csv) or folder (jams); default: the terminal.
+        weights: of the backbone; default: the official ones, or the random ones the adapter was made on.
+        precision: bf16 runs under autocast.
+        batch_size: windows per forward pass.
+        device: torch device.
+    """
+    from audiation.console import predict_with_progress
+
+    if not files:
+        raise ValueError("nothing to ask about: name at least one audio file or folder")
+    failed = predict_with_progress(
+        files, adapter, fold=merge, kind=format, out=out, weights=weights, precision=precision,
+        batch_size=batch_size, device=device,
+    )  # fmt: skip
+    if failed:
+        sys.exit(1)
+
+
+def export_peft(adapter: tyro.conf.Positional[Path], /, out: Path, weights: str | None = None) -> None:
+    """Write the LoRA of an adapter in the directory format of Hugging Face peft. The head stays behind.
+
+    Args:
+        adapter: directory that `audiation adapt --method lora` wrote.
+        out: directory to write.
+        weights: of the backbone; default: the official ones, or the random ones the adapter was made on.
+    """
+    from audiation.adapters import load_adapter
+    from audiation.peft_format import save_peft
+
+    save_peft(load_adapter(adapter, weights=weights).backbone, out)
+    print(f"Written: {out}")
+
+
+def recipe(
+    name: tyro.conf.Positional[str | None] = None, /, out: Path = Path("runs"), device: str = "cpu"
+) -> None:
+    """Carry out a table or figure of a paper, or list them.
+
+    Runs whose result is in the folder already are not repeated, so a recipe can be stopped and started again.
+
+    Args:
+        name: with fields, like petl_sensitivity:task=scores-key,backbones=musicfm-mini. Without it, recipes are listed.
+        out: folder for results, tables and figures.
+        device: torch device.
+    """
+    from audiation.recipes import list_recipes, run_recipe
+
+    if name is None:
+        list_recipes()
+    else:
+        run_recipe(name, out, device=device)
 
 
 def demo(workers: int = 2) -> None:
@@ -177,7 +334,17 @@ def main() -> None:
         return
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"demo": demo, "list": list_, "extract": extract, "evaluate": evaluate},
+            {
+                "demo": demo,
+                "list": list_,
+                "extract": extract,
+                "evaluate": evaluate,
+                "adapt": adapt,
+                "predict": predict,
+                "parameters": parameters,
+                "recipe": recipe,
+                "export-peft": export_peft,
+            },
             prog="audiation",
             description="Load, extract from, adapt, judge and pre-train music foundation models.",
             config=(tyro.conf.OmitArgPrefixes,),

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from audiation.backbones import BACKBONES
 from audiation.cache import cache_dir
@@ -15,7 +17,12 @@ from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluat
 from audiation.extraction import ExtractProgress, extract
 from audiation.leaderboard import Result, published_beside, render_table
 from audiation.loading import load_backbone
+from audiation.music_files import find_music
+from audiation.own_audio import AdaptReport, adapt, predict
+from audiation.parameters import count_parameters
+from audiation.predictions import Format, render_csv, render_json, write_predictions
 from audiation.store_rows import Failure
+from audiation.training import TrainingProgress, is_main_process, process_group
 
 
 def new_progress(console: Console) -> Progress:
@@ -109,6 +116,99 @@ def evaluate_with_progress(
     return result
 
 
+def show_parameters(backbones: Sequence[str], methods: Sequence[str] | None, num_layers: int | None) -> None:
+    """`audiation parameters`."""
+    rows = count_parameters(backbones, methods, num_layers)
+    depth = "all blocks" if num_layers is None else f"first {num_layers} blocks"
+    table = Table(
+        title=f"Trained parameters, {depth}, without head", title_justify="left", box=box.HORIZONTALS
+    )
+    table.add_column("backbone")
+    table.add_column("method", overflow="fold")
+    for name in ("trained here", "as published", "PETL table 3", "of the backbone"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous not in (None, row.backbone):
+            table.add_section()
+        previous = row.backbone
+        mark = {None: "", True: " =", False: " differs"}[row.agrees]
+        table.add_row(
+            row.backbone,
+            row.method,
+            f"{row.count.trainable:,}",
+            f"{row.count.published_layout:,}",
+            "-" if row.printed is None else row.printed + mark,
+            f"{row.count.trainable / row.count.registered:.2%}",
+        )
+    console = Console()
+    console.print(table)
+    compared = [row for row in rows if row.agrees is not None]
+    if compared:
+        equal = sum(bool(row.agrees) for row in compared)
+        console.print(f"{equal} of {len(compared)} cells agree with the paper's table 3.", highlight=False)
+
+
+def adapt_with_progress(
+    data: Path, backbone: str, method: str, out: Path, *, device: str, **options: Any
+) -> AdaptReport:
+    """`audiation adapt`: train, write the adapter, say how good it is. Under torchrun the first process speaks."""
+    console = Console(quiet=not is_main_process())
+    with process_group(device), new_progress(console) as bar:
+        row = bar.add_task(f"{backbone}, {method}", total=None, detail="reading labels")
+
+        def say(line: str) -> None:
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        report = adapt(
+            data, backbone, method, out, device=device, say=say,
+            progress=lambda p: _show_training(bar, row, p), **options,
+        )  # fmt: skip
+        bar.update(row, detail=f"{report.metric} {report.valid_score:.3f} on validation")
+    for one in report.unused:
+        console.print(f"not used ({one.split}): {one.reason}", markup=False, style="red", soft_wrap=True)
+    for name, score in report.scores.items():
+        interval = report.intervals[name]
+        span = "" if interval is None else f", 95 % interval {interval.low:.3f} to {interval.high:.3f}"
+        console.print(f"{name} {score:.3f} on {report.num_test_tracks} test tracks{span}", highlight=False)
+    if not report.scores:
+        console.print("There is no test split, so nothing says how good this is on new recordings.")
+    console.print(
+        f"Adapter: {report.directory} ({report.parameters.trainable:,} parameters and a head of "
+        f"{report.head_parameters:,})\nAsk it:  audiation predict FILE... --adapter {report.directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return report
+
+
+def predict_with_progress(
+    files: Sequence[Path], adapters: Sequence[Path], *, kind: Format, out: Path | None, **options: Any
+) -> int:
+    """`audiation predict`: returns how many answers are missing."""
+    if kind == "jams" and out is None:
+        raise ValueError("jams writes one file per audio file: give a folder with --out")
+    found = find_music(files)
+    err = Console(stderr=True)
+    for path, reason in found.problems:
+        err.print(f"failed: {path}: {reason}", style="red", markup=False, soft_wrap=True)
+    if not found.files:
+        raise ValueError(f"no audio file in {', '.join(map(str, files))}")
+    total = len(found.files) * len(adapters)
+    predictions = []
+    with new_progress(err) as bar:
+        row = bar.add_task("predict", total=total, detail="loading")
+        for one in predict(found.files, adapters, **options):
+            predictions.append(one)
+            bar.update(row, completed=len(predictions), detail=f"{len(predictions)}/{total}")
+    if out is None:
+        print(render_json(predictions) if kind == "json" else render_csv(predictions), end="")
+    else:
+        for path in write_predictions(predictions, kind, out):
+            err.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+    return sum(one.answer is None for one in predictions) + len(found.problems)
+
+
 def result_path(run: Run) -> Path:
     """Where a result goes if nobody says: one file per run in the cache directory."""
     return cache_dir("results", f"{run.task}.{run.backbone}.{run.key}.json")
@@ -131,12 +231,25 @@ def _show_extraction(bar: Progress, row: TaskID, state: ExtractProgress) -> None
 def _show_evaluation(bar: Progress, row: TaskID, state: EvaluationProgress) -> None:
     if state.extraction is not None:
         _show_extraction(bar, row, state.extraction)
+    elif state.training is not None:
+        _show_training(bar, row, state.training)
+    elif state.detail:
+        bar.console.print(state.detail, highlight=False)
     elif state.stage == "probe":
         bar.update(
             row, total=None, detail=f"probe: step {state.step}, validation {state.validation_score:.3f}"
         )
     else:
         bar.update(row, total=None, detail=state.stage)
+
+
+def _show_training(bar: Progress, row: TaskID, state: TrainingProgress) -> None:
+    parts = [f"step {state.step}/{state.steps}", f"loss {state.loss:.3f}"]
+    if state.best_score is not None:
+        parts.append(f"best validation {state.best_score:.3f}")
+    if state.seconds_left is not None:
+        parts.append(f"{_duration(state.seconds_left)} left")
+    bar.update(row, total=state.steps, completed=state.step, detail=", ".join(parts))
 
 
 def _headline(result: Result) -> str:

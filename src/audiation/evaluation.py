@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,17 +19,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from audiation.adapted_evaluation import EvaluationProgress, Outcome, judge_adapted
 from audiation.audio import AudioError, content_hash
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.cache import cache_dir
-from audiation.datasets import DATASETS, Dataset, Track
-from audiation.extraction import ExtractProgress, extract
+from audiation.datasets import Track
+from audiation.extraction import extract
 from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import Metric
 from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
-from audiation.protocols import PROTOCOLS, Protocol
+from audiation.protocols import PROTOCOLS, AdaptProtocol, Protocol
+from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore
 from audiation.tasks import TASKS, Task
 
@@ -41,7 +42,9 @@ class Run:
 
     weights: None for the official ones, "random", or a file, directory or Hub id.
     num_layers: cut the backbone to its first blocks; None: all.
-    layer: the layer that is probed; None: the model's recommended one, else the last.
+    layer: the layer that is probed; None: the model's recommended one, else the last. Adapted models: the last.
+    train: choices of the training that depart from the protocol, as "field=value,field=value" of
+        `adaptation.AdaptConfig`; "" for none.
     seed: of random weights, the probe and the bootstrap.
     """
 
@@ -53,9 +56,12 @@ class Run:
     num_layers: int | None = None
     layer: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    train: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.train, str):
+            raise ValueError(f"train of a run is a text like 'steps=500,batch_size=8', got {self.train!r}")
         for name, value in (("num_layers", self.num_layers), ("layer", self.layer)):
             if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"{name} of a run is a whole number >= 0 or None, got {value!r}")
@@ -75,16 +81,6 @@ class Run:
         """The run behind a result."""
         names = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in result.run.items() if k in names})
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """What `evaluate` is doing, for people: `extraction` is set while features are made, the others while training."""
-
-    stage: Literal["data", "features", "probe", "test"]
-    extraction: ExtractProgress | None = None
-    validation_score: float | None = None
-    step: int = 0
 
 
 def evaluate(
@@ -116,13 +112,11 @@ def evaluate(
     """
     report = progress or (lambda _: None)
     task, protocol, method = TASKS[run.task], PROTOCOLS[run.protocol], parse_method(run.method)
-    assert not task.target.per_frame and protocol.pooling == "mean" and not protocol.search_layers
-    spec = BACKBONES[run.backbone]
+    _check_choices(run, protocol, method)
     report(EvaluationProgress("data"))
     splits, split_hash = load_splits(task, data_root, metadata_root)
-    if splits["train"].tracks:  # before anything is extracted in vain
+    if splits["train"].tracks:  # before anything is computed in vain
         check_classes(task.target, [task.annotation(t) for t in splits["train"].tracks])
-
     backbone = load_backbone(
         run.backbone,
         run.weights,
@@ -131,7 +125,81 @@ def evaluate(
         precision=run.precision,
         device=device,
     )
-    inject(backbone, method)
+    parameters = inject(backbone, method, torch.Generator().manual_seed(run.seed))
+    trunk_hash, trunk_source = backbone.weights_hash, backbone.weights_source
+    if isinstance(protocol, AdaptProtocol):
+        outcome = judge_adapted(
+            backbone, task, protocol, splits, split_hash, train=run.train, layer=run.layer, seed=run.seed,
+            device=device, progress=report,
+        )  # fmt: skip
+    else:
+        outcome = _judge_probe(
+            backbone, task, protocol, splits, run,
+            store_dir=store_dir, batch_size=batch_size, workers=workers, report=report,
+        )  # fmt: skip
+    references = [task.annotation(t) for t in outcome.test_tracks]
+    pairs = references, outcome.estimates
+    return Result(
+        run=dataclasses.asdict(run)
+        | outcome.resolved
+        | {
+            "weights_hash": trunk_hash,
+            "weights_source": trunk_source,
+            "protocol_version": protocol.version,
+            "metrics": [m.versioned_name for m in task.metrics],
+            "method_parameters": parameters.trainable,
+        },
+        scores={m.name: m.compute(*pairs) for m in task.metrics},
+        intervals={m.name: bootstrap_interval(m, *pairs, seed=run.seed) for m in task.metrics},
+        num_test_tracks=len(outcome.test_tracks),
+        num_official_test_tracks=splits["test"].num_official,
+        split_hash=split_hash,
+        failures=tuple(
+            Failure(track_id, why, name)
+            for name, split in splits.items()
+            for track_id, why in (*split.left_out, *outcome.failures[name])
+        ),
+        predictions=tuple(
+            Prediction(t.track_id, str(r), str(e))
+            for t, r, e in zip(outcome.test_tracks, *pairs, strict=True)
+        ),
+        num_parameters=outcome.num_parameters,
+        train_seconds=outcome.train_seconds,
+        best_step=outcome.best_step,
+    )
+
+
+def _check_choices(run: Run, protocol: Protocol | AdaptProtocol, method: Any) -> None:
+    """ValueError for choices of a run that its protocol has no place for."""
+    if isinstance(protocol, AdaptProtocol):
+        return
+    if method.trains_backbone:
+        able = ", ".join(name for name in PROTOCOLS if isinstance(PROTOCOLS[name], AdaptProtocol))
+        raise ValueError(
+            f"protocol '{run.protocol}' trains probes on stored features, and method '{run.method}' changes the "
+            f"features. Use method 'probe', or a protocol that adapts: {able}."
+        )
+    if run.train:
+        raise ValueError(
+            f"protocol '{run.protocol}' fixes its training; train='{run.train}' has no place in it"
+        )
+
+
+def _judge_probe(
+    backbone: Backbone,
+    task: Task,
+    protocol: Protocol,
+    splits: dict[str, Split],
+    run: Run,
+    *,
+    store_dir: str | Path | None,
+    batch_size: int,
+    workers: int,
+    report: Callable[[EvaluationProgress], None],
+) -> Outcome:
+    """Extract, train probes on what is stored, answer the test tracks."""
+    assert not task.target.per_frame and protocol.pooling == "mean" and not protocol.search_layers
+    spec = BACKBONES[run.backbone]
     layer = (
         default_layer(spec, backbone) if run.layer is None else backbone.resolve_layers([run.layer], None)[1]
     )
@@ -155,103 +223,21 @@ def evaluate(
     for name, split_vectors in vectors.items():
         if not split_vectors.tracks:
             raise ValueError(f"no {name} track of {task.name} could be used: {_first_reasons(split_vectors)}")
-
-    metric = task.metrics[0]
-    timed = _select_probe(protocol, run.seed, task, vectors, metric, report)
-    fit = timed.fit
+    timed = _select_probe(protocol, run.seed, task, vectors, task.metrics[0], report)
+    fit, test = timed.fit, vectors["test"]
     report(EvaluationProgress("test", validation_score=fit.best_score, step=fit.best_step))
-    test = vectors["test"]
-    references = [task.annotation(t) for t in test.tracks]
-    estimates = answer_tracks(task, fit.predict(test.vectors), test.track_of_window)
-    return Result(
-        run=dataclasses.asdict(run)
-        | {
-            "layer": layer,
-            "weights_hash": backbone.weights_hash,
-            "weights_source": backbone.weights_source,
-            "chunk_policy": extraction.spec.policy,
-            "protocol_version": protocol.version,
-            "metrics": [m.versioned_name for m in task.metrics],
-            "frozen_mode": "eval",
-        },
-        scores={m.name: m.compute(references, estimates) for m in task.metrics},
-        intervals={m.name: bootstrap_interval(m, references, estimates, seed=run.seed) for m in task.metrics},
-        num_test_tracks=len(test.tracks),
-        num_official_test_tracks=splits["test"].num_official,
-        split_hash=split_hash,
-        failures=tuple(
-            Failure(track_id, why, name)
-            for name, split in splits.items()
-            for track_id, why in (*split.left_out, *vectors[name].failures)
-        ),
-        predictions=tuple(
-            Prediction(t.track_id, str(r), str(e))
-            for t, r, e in zip(test.tracks, references, estimates, strict=True)
-        ),
+    return Outcome(
+        resolved={"layer": layer, "chunk_policy": extraction.spec.policy, "frozen_mode": "eval"},
+        test_tracks=test.tracks,
+        estimates=tuple(answer_tracks(task, fit.predict(test.vectors), test.track_of_window)),
+        failures={name: split_vectors.failures for name, split_vectors in vectors.items()},
         num_parameters=fit.num_parameters,
         train_seconds=timed.train_seconds,
         best_step=fit.best_step,
     )
 
 
-# Data ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Tracks of one split that a task can use, and those of the official split that it cannot.
-
-    left_out: (track id, reason) of recordings that the official split names but the reader had to skip. They
-        count against coverage. Tracks without the annotation are no part of the task and do not.
-    """
-
-    tracks: tuple[Track, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
-    num_without_annotation: int = 0
-
-    @property
-    def num_official(self) -> int:
-        return len(self.tracks) + len(self.left_out)
-
-
-def load_splits(
-    task: Task, data_root: str | Path | None = None, metadata_root: str | Path | None = None
-) -> tuple[dict[str, Split], str]:
-    """The train, valid and test split of a task, and a hash that says which recordings are in which."""
-    test_data = load_dataset(task.test_dataset, data_root, metadata_root)
-    same = task.train_dataset == task.test_dataset
-    train_data = test_data if same else load_dataset(task.train_dataset, data_root, metadata_root)
-    splits = {
-        "train": _usable(task, train_data, "train"),
-        "valid": _usable(task, train_data, "valid"),
-        "test": _usable(task, test_data, "test"),
-    }
-    lines = [f"{task.name}\n"]
-    for name, split in splits.items():
-        lines += sorted(f"{name}\t{track.track_id}\n" for track in split.tracks)
-    return splits, hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def load_dataset(
-    name: str, data_root: str | Path | None = None, metadata_root: str | Path | None = None
-) -> Dataset:
-    """A data set by name: `data_root/name`, or `data_root` itself where it is the data set."""
-    kind = DATASETS[name]
-    root = data_root or os.environ.get("AUDIATION_DATA_ROOT")
-    metadata_root = metadata_root or os.environ.get("AUDIATION_METADATA_ROOT")
-    candidates = [Path(root).expanduser() / name, Path(root).expanduser()] if root else []
-    candidates.append(cache_dir("datasets", name))  # where data sets that are made here lie
-    found = next((c for c in candidates if c.is_dir()), candidates[0])
-    data = kind(found, metadata_root=Path(metadata_root) if metadata_root else None)
-    data.check_groups()
-    return data
-
-
-def _usable(task: Task, data: Dataset, name: str) -> Split:
-    tracks = data.split(name)
-    annotated = tuple(t for t in tracks if task.annotation(t) is not None)
-    skipped = tuple((s.track_id, s.reason) for s in data.skipped if s.split == name)
-    return Split(annotated, skipped, len(tracks) - len(annotated))
+# Probing stored features ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

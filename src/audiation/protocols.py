@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from audiation.adaptation import AdaptConfig, epoch_steps
+from audiation.methods import Method
+from audiation.methods.finetune import FineTune
+from audiation.methods.probe import Probe
 from audiation.probe import EVALUATE_EVERY_STEPS, PATIENCE_EVALUATIONS, ProbeConfig
 from audiation.registry import Registry
+
+# MusicFM's windows in samples at 24 kHz, and the epoch of MTG-Jamendo, as in the configurations that were released.
+PETL_LONG_WINDOW_SECONDS = 30.0
+PETL_EPOCH_BATCHES = 2000
+MTT_SECONDS = 698_976 / 24_000
+MTG_SECONDS = 719_725 / 24_000
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,73 @@ class Protocol:
         return f"{text} {self.caveat}".strip()
 
 
-PROTOCOLS: Registry[Protocol] = Registry("protocol", "audiation.protocols")
+@dataclass(frozen=True)
+class AdaptProtocol:
+    """How adapted backbones are judged: one training recipe for every method, the test by windows of a track.
+
+    steps: (task, backbone, published number of optimiser steps).
+    epochs: length of the training where no number of steps was published.
+    crop_seconds: (task, window of a backbone with inputs of 30 s), where it is not these.
+    learning_rate, finetune_learning_rate: of everything that is trained, head included.
+    """
+
+    name: str
+    version: int
+    source: str
+    steps: tuple[tuple[str, str, int], ...]
+    crop_seconds: tuple[tuple[str, float], ...]
+    epochs: int
+    learning_rate: float
+    finetune_learning_rate: float
+    min_learning_rate: float
+    batch_size: int
+    clip_norm: float
+    caveat: str = ""
+
+    def config(
+        self,
+        method: Method,
+        backbone: str,
+        max_seconds: float | None,
+        task: str,
+        num_train_tracks: int,
+        seed: int,
+    ) -> AdaptConfig:
+        """The recipe for one run. `max_seconds`: what the backbone takes at once."""
+        epoch = epoch_steps(num_train_tracks, self.batch_size)
+        rate = self.finetune_learning_rate if isinstance(method, FineTune) else self.learning_rate
+        crop = dict(self.crop_seconds).get(task) if max_seconds == PETL_LONG_WINDOW_SECONDS else None
+        published = {(of_task, of_backbone): steps for of_task, of_backbone, steps in self.steps}
+        return AdaptConfig(
+            steps=published.get((task, backbone), self.epochs * epoch),
+            batch_size=self.batch_size,
+            learning_rate=rate,
+            schedule="constant" if isinstance(method, Probe) else "cosine",
+            min_learning_rate=rate if isinstance(method, Probe) else self.min_learning_rate,
+            clip_norm=self.clip_norm,
+            precision="bf16",
+            validate_every_steps=min(epoch, PETL_EPOCH_BATCHES) if task == "mtg_top50" else epoch,
+            keep="best",
+            seed=seed,
+            crops="random",
+            crop_seconds=crop,
+        )
+
+    def describe(self) -> str:
+        """A paragraph for people."""
+        text = (
+            f"One recipe for every method: Adam, batch {self.batch_size}, learning rate {self.learning_rate:g} "
+            f"({self.finetune_learning_rate:g} for full fine-tuning), cosine to {self.min_learning_rate:g} "
+            f"(constant for probing), no warm-up, no decay, gradient norm {self.clip_norm:g}, bf16 autocast; "
+            "random windows of what the backbone takes at once; mean over time of the last layer, linear, dropout "
+            "0.5, ReLU, linear; validation after each epoch on all windows, best state tested once; windows of a "
+            f"track are averaged as probabilities. Steps as published, else {self.epochs} epochs. "
+            f"Rules of {self.source}."
+        )
+        return f"{text} {self.caveat}".strip()
+
+
+PROTOCOLS: Registry[Protocol | AdaptProtocol] = Registry("protocol", "audiation.protocols")
 
 
 def _describe_probe(probe: ProbeConfig) -> str:
@@ -61,7 +137,7 @@ def _describe_probe(probe: ProbeConfig) -> str:
     )
 
 
-def _add(protocol: Protocol) -> None:
+def _add(protocol: Protocol | AdaptProtocol) -> None:
     PROTOCOLS.add(protocol.name, protocol)
 
 
@@ -74,6 +150,34 @@ _add(
         caveat=(
             "This is one of the 216 configurations of that paper's grid, so its numbers are not the paper's, "
             "which are the best of all 216 on validation."
+        ),
+    )
+)
+
+_add(
+    AdaptProtocol(
+        name="petl",
+        version=1,
+        source="PETL for music foundation models (Ding & Lerch)",
+        steps=(
+            ("mtt_clean", "musicfm-msd", 20_000),
+            ("mtt_clean", "mert-v1-95m", 60_000),
+            ("mtt", "musicfm-msd", 25_000),
+            ("mtt", "mert-v1-95m", 75_000),
+            ("mtg_top50", "musicfm-msd", 30_000),
+            ("mtg_top50", "mert-v1-95m", 100_000),
+        ),
+        crop_seconds=(("mtt", MTT_SECONDS), ("mtt_clean", MTT_SECONDS), ("mtg_top50", MTG_SECONDS)),
+        epochs=100,
+        learning_rate=1e-4,
+        finetune_learning_rate=1e-5,
+        min_learning_rate=1e-7,
+        batch_size=16,
+        clip_norm=1.0,
+        caveat=(
+            "The frozen part stays in eval mode; the paper's code had it in train mode, which "
+            "train='frozen_mode=published' does. Validation there used a new random window each time. Settings for "
+            "genre, key and tempo, and their augmentations, were not released; the number of epochs is our choice."
         ),
     )
 )

@@ -252,8 +252,11 @@ def parse_method(text: str) -> Any:
     return method(**parse_choices(method, choices, f"method '{name}'"))
 
 
-def parse_choices(kind: type[Any], choices: str, what: str) -> dict[str, Any]:
-    """'field=value,field=value' -> values by field of a dataclass. Raises ValueError as `parse_method`."""
+def parse_choices(kind: type[Any], choices: str, what: str, complete: bool = True) -> dict[str, Any]:
+    """'field=value,field=value' -> values by field of a dataclass. Raises ValueError as `parse_method`.
+
+    complete: every field without a default has to be there.
+    """
     allowed = {f.name: f for f in dataclasses.fields(kind)}
     types_ = typing.get_type_hints(kind)
     values: dict[str, Any] = {}
@@ -270,7 +273,7 @@ def parse_choices(kind: type[Any], choices: str, what: str) -> dict[str, Any]:
             raise ValueError(f"field '{field}' is given twice in {what}")
         values[field] = _parse_value(value, types_[field], f"{what}: {field}")
     required = [f.name for f in allowed.values() if f.name not in values and _has_no_default(f)]
-    if required:
+    if required and complete:
         raise ValueError(f"{what} needs {', '.join(required)}. Write '{required[0]}=...'.")
     return values
 

@@ -1,0 +1,480 @@
+"""Train a method and a head on labelled recordings: windows of tracks -> `fit` -> an `AdaptedModel`.
+
+Shape letters: `B` windows, `S` samples, `T` frames, `D` model width, `C` outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from audiation.adapted import AdaptedModel, HeadConfig, Stage
+from audiation.audio import AudioError, audio_info, content_hash, load_audio
+from audiation.backbones import Backbone
+from audiation.methods import FrozenMode, format_method, set_modes
+from audiation.metrics import Metric
+from audiation.output_cache import Clip, OutputCache, Prepared, cache_plan
+from audiation.targets import Target
+from audiation.training import FitReport, Loss, TrainConfig, TrainingProgress, fit
+
+Crops = Literal["random", "fixed"]
+GIB = 1 << 30
+SUBSTITUTES = 16  # tries to find a readable recording in place of one that is not
+
+
+@dataclass(frozen=True)
+class AdaptConfig(TrainConfig):
+    """How a backbone is adapted: what `fit` needs, and how windows, modes and the head are chosen.
+
+    crops: where in a track the window of an example lies. "fixed": one of the windows that follow one another from
+        its beginning, drawn anew every epoch; the frozen part can be paid for once. "random": anywhere, as in the
+        PETL protocol for clips longer than a window.
+    crop_seconds: length of a window; None: what the backbone was trained on. A shorter track is a window of its
+        own length.
+    frozen_mode, backbone_dropout: see `methods.set_modes`.
+    head_hidden, head_dropout: see `adapted.HeadConfig`.
+    gradient_checkpointing: keep only what enters each block and run it again for the gradient: less memory, about
+        a third more time.
+    cache_gib: memory for the outputs of what is frozen; 0: none are kept.
+    """
+
+    crops: Crops = "fixed"
+    crop_seconds: float | None = None
+    frozen_mode: FrozenMode = "eval"
+    backbone_dropout: bool | None = None
+    head_hidden: bool = True
+    head_dropout: float = 0.5
+    gradient_checkpointing: bool = False
+    cache_gib: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crops not in ("random", "fixed"):
+            raise ValueError(f"crops is 'random' or 'fixed', got {self.crops!r}")
+        if self.frozen_mode not in ("eval", "published"):
+            raise ValueError(f"frozen_mode is 'eval' or 'published', got {self.frozen_mode!r}")
+        if self.crop_seconds is not None and not 0 < self.crop_seconds < float("inf"):
+            raise ValueError(f"crop_seconds must be positive, or None, got {self.crop_seconds}")
+        if not 0 <= self.head_dropout < 1:
+            raise ValueError(f"head_dropout is a probability in [0, 1), got {self.head_dropout}")
+        if not 0 <= self.cache_gib < float("inf"):
+            raise ValueError(f"cache_gib must be a finite number >= 0, got {self.cache_gib}")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled recording."""
+
+    track_id: str
+    path: Path
+    annotation: Any
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A recording that could not be read, and why."""
+
+    track_id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Adaptation:
+    """A trained model, in eval mode, and how it came about.
+
+    caching: one sentence: what of the frozen part was kept, or why nothing.
+    unused: recordings of both splits that could not be read.
+    cache_hits, cache_misses: windows for which the frozen part was at hand, and those for which it was computed.
+    """
+
+    model: AdaptedModel
+    report: FitReport
+    caching: str
+    unused: tuple[Unused, ...]
+    cache_hits: int = 0
+    cache_misses: int = 0
+
+
+def train_adaptation(
+    backbone: Backbone,
+    target: Target,
+    train: Sequence[Example],
+    valid: Sequence[Example],
+    metric: Metric,
+    config: AdaptConfig,
+    run_dir: Path,
+    *,
+    layer: int | None = None,
+    cache_directory: Path | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[TrainingProgress], None] | None = None,
+    on_ready: Callable[[str, tuple[Unused, ...]], None] | None = None,
+) -> Adaptation:
+    """Train what `methods.inject` put into the backbone, and a head, by the validation score of `metric`.
+
+    A recording that cannot be read is left out and reported. One that breaks off while training (a damaged MP3)
+    is replaced by another of the same epoch and reported. Killed at any moment, the same call goes on from the last
+    checkpoint in `run_dir` and ends with the same bits.
+
+    Args:
+        backbone: adapted (`adapted_with` is set), on `device`.
+        layer: which hidden states the head reads; None: the last.
+        run_dir: checkpoints and log.
+        cache_directory: keep the outputs of what is frozen there as well, for runs to come. None: in memory.
+        progress: after every step.
+        on_ready: before the first step, with the sentence about the cache and the recordings that cannot be read.
+
+    Raises:
+        ValueError: no method injected, no usable recording in a split, or what `fit` refuses.
+        DivergedError: the loss is not a number any more.
+    """
+    if backbone.adapted_with is None:
+        raise ValueError(f"{backbone.name} is not adapted: `audiation.inject(backbone, method)` comes first")
+    generator = torch.Generator().manual_seed(config.seed)
+    crop_seconds = backbone.max_seconds if config.crop_seconds is None else config.crop_seconds
+    head = HeadConfig(config.head_hidden, config.head_dropout)
+    model = AdaptedModel(
+        backbone, target, layer=layer, head=head, crop_seconds=crop_seconds, generator=generator
+    ).to(device)
+    if backbone.encoder is not None:
+        backbone.encoder.recompute_blocks = config.gradient_checkpointing
+
+    unused: list[Unused] = []
+    usable_train = _recordings(model, train, "train", unused)
+    usable_valid = _recordings(model, valid, "valid", unused)
+    for name, usable, given in (("train", usable_train, train), ("valid", usable_valid, valid)):
+        if not usable:
+            reasons = "; ".join(f"{u.track_id}: {u.reason}" for u in unused if u.split == name)
+            raise ValueError(f"none of the {len(given)} {name} recordings can be used. {reasons[:500]}")
+
+    plan = cache_plan(
+        backbone,
+        layer=model.layer,
+        crops=config.crops if any(r.is_longer_than_a_window for r in usable_train) else "fixed",
+        frozen_mode=config.frozen_mode,
+        dropout=config.backbone_dropout,
+        precision=config.precision,
+        max_bytes=int(config.cache_gib * GIB * 3 / 4),
+        directory=cache_directory,
+    )
+    if on_ready is not None:
+        on_ready(plan.sentence, tuple(unused))
+    batches = _Batches(usable_train, model, config, plan.cache, unused)
+    validation = _Validation(usable_valid, model, metric, config, unused, cache_directory)
+
+    def step(module: nn.Module, batch: MicroBatch, generator: torch.Generator) -> Loss:
+        inputs, stage = batch.inputs(plan.cache, model.device)
+        logits = module(inputs, stage)
+        return target.loss(logits.float(), batch.targets.to(logits.device))
+
+    set_modes(backbone, config.frozen_mode, config.backbone_dropout)
+    model.head.train()
+    report = fit(
+        model,
+        step,
+        batches,
+        config,
+        run_dir,
+        validation.score,
+        device=device,
+        progress=progress,
+        identity=_identity(model, usable_train, usable_valid, metric),
+    )
+    backbone.eval()
+    model.eval()
+    stats = plan.cache.stats if plan.cache is not None else None
+    return Adaptation(
+        model,
+        report,
+        plan.sentence,
+        tuple(unused),
+        cache_hits=stats.hits if stats else 0,
+        cache_misses=stats.misses if stats else 0,
+    )
+
+
+def epoch_steps(num_tracks: int, batch_size: int) -> int:
+    """Optimiser steps in which every track is used once, the last batch reaching into the next epoch."""
+    return max(1, -(-num_tracks // batch_size))
+
+
+# Windows -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A readable recording and where its windows may lie.
+
+    num_samples: of the whole file at the backbone's rate. window_samples: of one window, at most all of them.
+    """
+
+    example: Example
+    content: str
+    num_samples: int
+    window_samples: int
+    target: Tensor = field(repr=False)
+
+    @property
+    def is_longer_than_a_window(self) -> bool:
+        return self.num_samples > self.window_samples
+
+    def window(self, number: int) -> Clip:
+        """Window `number` of those that follow one another from the beginning."""
+        return self.clip(number * self.window_samples)
+
+    @property
+    def num_windows(self) -> int:
+        return self.num_samples // self.window_samples
+
+    def clip(self, start_sample: int) -> Clip:
+        return Clip(self.example.path, self.content, start_sample, self.window_samples)
+
+
+def _recordings(
+    model: AdaptedModel, examples: Sequence[Example], split: str, unused: list[Unused]
+) -> list[Recording]:
+    backbone, found = model.backbone, []
+    rate = backbone.sample_rate_hz
+    for example in examples:
+        try:
+            info = audio_info(example.path)
+            num_samples = (2 * info.num_frames * rate + info.sample_rate_hz) // (2 * info.sample_rate_hz)
+            content = content_hash(example.path)
+        except AudioError as error:
+            unused.append(Unused(example.track_id, split, str(error)))
+            continue
+        if num_samples < backbone.min_samples:
+            least = backbone.min_samples / rate
+            unused.append(
+                Unused(example.track_id, split, f"lasts {info.duration_seconds:.3f} s, needs {least:.3f} s")
+            )
+            continue
+        window = num_samples
+        if model.crop_seconds is not None:
+            window = min(num_samples, round(model.crop_seconds * rate))
+        if window < backbone.min_samples:
+            raise ValueError(
+                f"{backbone.name} needs windows of at least {backbone.min_samples / rate:.3f} s, got "
+                f"crop_seconds={model.crop_seconds}"
+            )
+        found.append(
+            Recording(example, content, num_samples, window, model.target.encode(example.annotation))
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """groups: windows of one length each, decoded `(B, S)` or prepared by the cache; together in the order of `names`
+    and `targets`."""
+
+    groups: tuple[Tensor | Prepared, ...]
+    targets: Tensor
+    names: tuple[str, ...]
+
+    def inputs(self, cache: OutputCache | None, device: torch.device) -> tuple[list[Tensor], Stage]:
+        """What the model takes, and at which stage."""
+        inputs = []
+        for group in self.groups:
+            if isinstance(group, Tensor):
+                inputs.append(group.to(device))
+            else:
+                assert cache is not None
+                inputs.append(cache.outputs(group))
+        return inputs, "waveform" if cache is None else cache.stage
+
+
+def load_windows(clips: Sequence[Clip], cache: OutputCache | None, rate: int) -> Tensor | Prepared:
+    """Windows of one length, as the cache wants them or decoded, `(B, S)`. Raises AudioError."""
+    if cache is not None:
+        return cache.prepare(clips)
+    return torch.stack([load_window(clip, rate) for clip in clips])
+
+
+def load_window(clip: Clip, rate: int) -> Tensor:
+    """`(S,)`; a file that holds fewer samples than its header promised raises AudioError."""
+    samples = load_audio(
+        clip.path, rate, start_seconds=clip.start_sample / rate, duration_seconds=clip.num_samples / rate
+    ).samples
+    if len(samples) != clip.num_samples:
+        raise AudioError(
+            clip.path,
+            f"gives {len(samples)} of {clip.num_samples} samples from {clip.start_sample / rate:.3f} s on",
+        )
+    return samples
+
+
+class _Batches:
+    """Every micro-batch as a function of its place: epochs are permutations, and windows are drawn, from hashes."""
+
+    def __init__(
+        self,
+        recordings: list[Recording],
+        model: AdaptedModel,
+        config: AdaptConfig,
+        cache: OutputCache | None,
+        unused: list[Unused],
+    ) -> None:
+        self.recordings, self.config, self.cache = recordings, config, cache
+        self.rate = model.backbone.sample_rate_hz
+        local = model.backbone.local_stem
+        self.step_samples = local.step_samples if local is not None and cache is not None else 1
+        self._unused, self._broken = unused, set[str]()
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def micro_batch(self, step: int, index: int) -> MicroBatch:
+        size = self.config.micro_batch_size or self.config.batch_size
+        first = step * self.config.batch_size + index * size
+        chosen = [self._example(position) for position in range(first, first + size)]
+        groups: dict[int, list[_Chosen]] = {}
+        for one in chosen:
+            groups.setdefault(one.clip.num_samples, []).append(one)
+        ordered = [one for group in groups.values() for one in group]
+        return MicroBatch(
+            tuple(_joined([one.loaded for one in group], self.cache) for group in groups.values()),
+            torch.stack([one.recording.target for one in ordered]),
+            tuple(str(one.clip.path) for one in ordered),
+        )
+
+    def _example(self, position: int) -> _Chosen:
+        """The example at a place in the endless row of epochs; where it cannot be read, another of its epoch."""
+        total = len(self.recordings)
+        draw = random.Random(_number(self.config.seed, "window", position))
+        place = position % total
+        for _ in range(SUBSTITUTES):
+            recording = self.recordings[self._order(position // total)[place]]
+            clip = self._window(recording, draw)
+            try:
+                return _Chosen(recording, clip, load_windows([clip], self.cache, self.rate))
+            except AudioError as error:
+                self._report(recording, error)
+                place = draw.randrange(total)
+        raise ValueError(
+            f"{len(self._broken)} recordings break off while they are read, the last {recording.example.path}. "
+            "Check the files, or leave them out."
+        )
+
+    def _window(self, recording: Recording, draw: random.Random) -> Clip:
+        if not recording.is_longer_than_a_window:
+            return recording.clip(0)
+        if self.config.crops == "fixed":
+            return recording.window(draw.randrange(recording.num_windows))
+        places = (recording.num_samples - recording.window_samples) // self.step_samples
+        return recording.clip(draw.randint(0, places) * self.step_samples)
+
+    def _permutation(self, epoch: int) -> list[int]:
+        order = list(range(len(self.recordings)))
+        random.Random(_number(self.config.seed, "order", epoch)).shuffle(order)
+        return order
+
+    def _report(self, recording: Recording, error: AudioError) -> None:
+        track_id = recording.example.track_id
+        if track_id not in self._broken:
+            self._broken.add(track_id)
+            self._unused.append(Unused(track_id, "train", str(error)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    recording: Recording
+    clip: Clip
+    loaded: Any
+
+
+def _joined(parts: list[Any], cache: OutputCache | None) -> Any:
+    return torch.cat(parts) if cache is None else cache.join(parts)
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+
+# Validation ----------------------------------------------------------------------------------------------
+
+
+class _Validation:
+    """The score on the validation split: all windows of every track, as in the test."""
+
+    def __init__(
+        self,
+        recordings: list[Recording],
+        model: AdaptedModel,
+        metric: Metric,
+        config: AdaptConfig,
+        unused: list[Unused],
+        cache_directory: Path | None,
+    ) -> None:
+        self.recordings, self.model, self.metric, self.config = recordings, model, metric, config
+        self._unused = unused
+        self.cache = cache_plan(
+            model.backbone,
+            layer=model.layer,
+            crops="fixed",
+            frozen_mode=config.frozen_mode,
+            dropout=config.backbone_dropout,
+            precision=config.precision,
+            max_bytes=int(config.cache_gib * GIB / 4),
+            directory=cache_directory,
+        ).cache
+
+    @torch.no_grad()
+    def score(self, module: nn.Module) -> float:
+        self.model.eval()
+        references, estimates, broken = [], [], []
+        for recording in self.recordings:
+            try:
+                logits = self._logits(recording)
+            except AudioError as error:
+                broken.append(recording)
+                self._unused.append(Unused(recording.example.track_id, "valid", str(error)))
+                continue
+            references.append(recording.example.annotation)
+            estimates.append(self.model.target.decode(self.model.target.combine(logits)))
+        self.recordings = [r for r in self.recordings if r not in broken]
+        if not references:
+            raise ValueError("no validation recording can be read to its end")
+        value = self.metric.compute(references, estimates)
+        return value if self.metric.higher_is_better else -value
+
+    def _logits(self, recording: Recording) -> Tensor:
+        size = self.config.micro_batch_size or self.config.batch_size
+        clips = [recording.window(number) for number in range(recording.num_windows)]
+        rows = []
+        for start in range(0, len(clips), size):
+            loaded = load_windows(clips[start : start + size], self.cache, self.model.backbone.sample_rate_hz)
+            batch = MicroBatch((loaded,), torch.empty(0), ())
+            inputs, stage = batch.inputs(self.cache, self.model.device)
+            with torch.autocast(
+                self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+            ):
+                rows.append(self.model(inputs, stage).float().cpu())
+        return torch.cat(rows)
+
+
+def _identity(
+    model: AdaptedModel, train: Sequence[Recording], valid: Sequence[Recording], metric: Metric
+) -> dict[str, str]:
+    """What a run must have in common with the one whose checkpoints it goes on from."""
+    lines = [
+        f"{split}\t{r.content}\t{r.target.tolist()}"
+        for split, recordings in (("train", train), ("valid", valid))
+        for r in recordings
+    ]
+    backbone = model.backbone
+    return {
+        "backbone": backbone.name,
+        "weights": backbone.weights_hash,
+        "method": format_method(backbone.adapted_with),
+        "layer": str(model.layer),
+        "metric": metric.versioned_name,
+        "data": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+    }

@@ -1,0 +1,167 @@
+"""Judge an adapted backbone on a task: train it by a protocol, then ask it about every test track."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from audiation import __version__
+from audiation.adaptation import AdaptConfig, Example, train_adaptation
+from audiation.adapted import AdaptedModel, answer_track
+from audiation.audio import AudioError
+from audiation.backbones import Backbone
+from audiation.cache import cache_dir
+from audiation.datasets import Track
+from audiation.extraction import ExtractProgress
+from audiation.methods import format_method, parse_choices
+from audiation.protocols import AdaptProtocol
+from audiation.splits import Split
+from audiation.tasks import Task
+from audiation.training import TrainingProgress
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """What `evaluate` is doing, for people.
+
+    extraction: set while features are made; training: while a model is adapted; the others while a probe is trained.
+    detail: what is worth a line of its own, once.
+    """
+
+    stage: Literal["data", "features", "probe", "training", "test"]
+    extraction: ExtractProgress | None = None
+    training: TrainingProgress | None = None
+    detail: str = ""
+    validation_score: float | None = None
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol made of a run, before it is scored.
+
+    resolved: what the choices of the run came to, for the record.
+    estimates: one per test track.
+    failures: split -> (track id, reason) of recordings that could not be used.
+    num_parameters: trained ones, head included.
+    """
+
+    resolved: dict[str, Any]
+    test_tracks: tuple[Track, ...]
+    estimates: tuple[Any, ...]
+    failures: Mapping[str, tuple[tuple[str, str], ...]]
+    num_parameters: int
+    train_seconds: float
+    best_step: int
+
+
+def judge_adapted(
+    backbone: Backbone,
+    task: Task,
+    protocol: AdaptProtocol,
+    splits: Mapping[str, Split],
+    split_hash: str,
+    *,
+    train: str,
+    layer: int | None,
+    seed: int,
+    device: str,
+    progress: Callable[[EvaluationProgress], None],
+) -> Outcome:
+    """Train what was injected into `backbone`, and answer the test tracks.
+
+    train: choices that depart from the protocol, "field=value,field=value" of `AdaptConfig`.
+
+    A run that was killed goes on from its last checkpoint, which lies in the cache directory until it is done.
+
+    Raises:
+        ValueError: a split without usable tracks, or choices that do not exist.
+    """
+    examples = {
+        name: [Example(t.track_id, t.audio_path, task.annotation(t)) for t in split.tracks]
+        for name, split in splits.items()
+    }
+    config = protocol.config(
+        backbone.adapted_with, backbone.name, backbone.max_seconds, task.name, len(examples["train"]), seed
+    )
+    config = with_choices(config, train, "train")
+    key = json.dumps(
+        [
+            backbone.name,
+            backbone.weights_hash,
+            format_method(backbone.adapted_with),
+            layer,
+            dataclasses.asdict(config),
+            split_hash,
+            __version__,
+        ]
+    )
+    run_dir = cache_dir("runs", hashlib.sha256(key.encode()).hexdigest()[:16])
+    adaptation = train_adaptation(
+        backbone,
+        task.target,
+        examples["train"],
+        examples["valid"],
+        task.metrics[0],
+        config,
+        run_dir,
+        layer=layer,
+        device=device,
+        progress=lambda p: progress(EvaluationProgress("training", training=p)),
+        on_ready=lambda sentence, _: progress(EvaluationProgress("training", detail=sentence)),
+    )
+    progress(EvaluationProgress("test"))
+    answers = answer_examples(adaptation.model, examples["test"], config.precision)
+    if not answers.estimates:
+        raise ValueError(f"no test track of {task.name} could be used: {answers.failures[:3]}")
+    report = adaptation.report
+    shutil.rmtree(run_dir, ignore_errors=True)  # the same run again computes again
+    failures = {
+        name: tuple((u.track_id, u.reason) for u in adaptation.unused if u.split == name)
+        for name in ("train", "valid")
+    }
+    return Outcome(
+        resolved={
+            "layer": adaptation.model.layer,
+            "frozen_mode": config.frozen_mode,
+            "caching": adaptation.caching,
+            "config": dataclasses.asdict(config),
+            "departs_from_protocol": bool(train),
+        },
+        test_tracks=tuple(t for t in splits["test"].tracks if t.track_id in answers.estimates),
+        estimates=tuple(answers.estimates.values()),
+        failures=failures | {"test": answers.failures},
+        num_parameters=sum(p.numel() for p in adaptation.model.parameters() if p.requires_grad),
+        train_seconds=report.train_seconds,
+        best_step=report.best_step,
+    )
+
+
+def with_choices(config: AdaptConfig, choices: str, what: str) -> AdaptConfig:
+    """`config` with the fields that "field=value,field=value" names. ValueError for others."""
+    return dataclasses.replace(config, **parse_choices(AdaptConfig, choices, what, complete=False))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """estimates: track id -> annotation, in order. failures: (track id, reason)."""
+
+    estimates: dict[str, Any]
+    failures: tuple[tuple[str, str], ...]
+
+
+def answer_examples(model: AdaptedModel, examples: list[Example], precision: str) -> Answers:
+    """Ask a model about every recording; one that cannot be read is a failure."""
+    estimates: dict[str, Any] = {}
+    failures: list[tuple[str, str]] = []
+    for example in examples:
+        try:
+            estimates[example.track_id] = answer_track(model, example.path, precision=precision).annotation
+        except AudioError as error:
+            failures.append((example.track_id, str(error)))
+    return Answers(estimates, tuple(failures))

@@ -1,0 +1,275 @@
+"""`adapt`: a user's own labelled audio -> an adapter directory. `predict`: audio files and adapters -> answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiation.adaptation import AdaptConfig, Example, Unused, epoch_steps, train_adaptation
+from audiation.adapted import TrackAnswer, answer_track
+from audiation.adapted_evaluation import answer_examples, with_choices
+from audiation.adapters import AdapterBank, load_adapter, save_adapter
+from audiation.audio import AudioError
+from audiation.datasets.labelled import read_labelled
+from audiation.leaderboard import Interval, bootstrap_interval, current_versions
+from audiation.loading import load_backbone
+from audiation.methods import ParameterCount, format_method, inject, merge, parse_method
+from audiation.methods.finetune import FineTune
+from audiation.tasks.labelled import labelled_task
+from audiation.training import TrainingProgress, is_main_process
+
+DEFAULT_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1e-4, 1e-5  # PETL protocol
+MIN_LEARNING_RATE = 1e-7
+
+
+@dataclass(frozen=True)
+class AdaptReport:
+    """What `adapt` made.
+
+    directory: the adapter. parameters: of the method; head_parameters: of the head.
+    scores, intervals: on the test split, empty where there is none. valid_score: of the first metric.
+    unused: recordings of any split that could not be read.
+    """
+
+    directory: Path
+    parameters: ParameterCount
+    head_parameters: int
+    metric: str
+    valid_score: float
+    best_step: int
+    scores: dict[str, float]
+    intervals: dict[str, Interval | None]
+    num_test_tracks: int
+    unused: tuple[Unused, ...]
+    caching: str
+    train_seconds: float
+
+
+def adapt(
+    data: str | os.PathLike[str],
+    backbone: str,
+    method: str = "lora",
+    out: str | os.PathLike[str] = "adapter",
+    *,
+    kind: str | None = None,
+    audio_root: str | os.PathLike[str] | None = None,
+    ignore_columns: Sequence[str] = (),
+    weights: str | None = None,
+    num_layers: int | None = None,
+    layer: int | None = None,
+    epochs: int = 30,
+    batch_size: int = 16,
+    learning_rate: float | None = None,
+    patience: int | None = 10,
+    train: str = "",
+    seed: int = 0,
+    device: str = "cpu",
+    cache_directory: str | os.PathLike[str] | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[TrainingProgress], None] | None = None,
+) -> AdaptReport:
+    """Train a method and a head on labelled recordings, and write what was trained.
+
+    Called again with the same arguments after it was killed, it goes on from its last checkpoint.
+
+    Args:
+        data: CSV, JSONL or folder (docs/datasets/labelled.md).
+        backbone: name as in `audiation list backbones`.
+        method: like "lora:rank=4".
+        out: directory of the adapter; log and checkpoints lie in `training` below it.
+        kind: "class", "tags", "regression" or "key"; None: as the columns say.
+        audio_root: what the paths in the file are relative to; None: the folder of the file.
+        ignore_columns: columns of the file that are not read.
+        layer: which hidden states the head reads; None: the last.
+        epochs: length of the training at most. patience: validations without improvement before it ends; None: never.
+        learning_rate: None: 1e-4, and 1e-5 for "finetune".
+        train: further choices, "field=value,field=value" of `adaptation.AdaptConfig`.
+        seed: of the split, random weights, the method's and the head's initial weights, order and windows.
+        cache_directory: keep the outputs of what is frozen on disk as well.
+        say: called with lines for people.
+        progress: called after every step.
+
+    Raises:
+        LabelError, ValueError: data that cannot be trained on, or choices that do not exist; before training.
+        DivergedError: the loss is not a number any more.
+    """
+    say = say or (lambda _: None)
+    parsed = parse_method(method)
+    labelled = read_labelled(
+        data, kind=kind, audio_root=audio_root, ignore_columns=tuple(ignore_columns), seed=seed
+    )
+    task = labelled_task(labelled)
+    for line in labelled.report():
+        say(line)
+    examples = {
+        split: [Example(t.track_id, t.audio_path, task.annotation(t)) for t in labelled.split(split)]
+        for split in ("train", "valid", "test")
+    }
+    epoch = epoch_steps(len(examples["train"]), batch_size)
+    default_rate = FINETUNE_LEARNING_RATE if isinstance(parsed, FineTune) else DEFAULT_LEARNING_RATE
+    rate = default_rate if learning_rate is None else learning_rate
+    config = with_choices(
+        AdaptConfig(
+            steps=epochs * epoch,
+            batch_size=batch_size,
+            learning_rate=rate,
+            schedule="cosine",
+            min_learning_rate=min(MIN_LEARNING_RATE, rate),
+            validate_every_steps=epoch,
+            patience=patience,
+            seed=seed,
+        ),
+        train,
+        "train",
+    )
+    trunk = load_backbone(backbone, weights, num_layers=num_layers, seed=seed, device=device)
+    parameters = inject(trunk, parsed, torch.Generator().manual_seed(seed))
+    say(
+        f"{backbone} with {format_method(parsed)}: {parameters.trainable:,} of {parameters.registered:,} parameters "
+        "are trained, and a head"
+    )
+    directory = Path(out)
+    adaptation = train_adaptation(
+        trunk,
+        task.target,
+        examples["train"],
+        examples["valid"],
+        task.metrics[0],
+        config,
+        directory / "training",
+        layer=layer,
+        cache_directory=None if cache_directory is None else Path(cache_directory),
+        device=device,
+        progress=progress,
+        on_ready=lambda sentence, unused: _say_ready(say, sentence, unused),
+    )
+    model, training = adaptation.model, adaptation.report
+    scores: dict[str, float] = {}
+    intervals: dict[str, Interval | None] = {}
+    unused = list(adaptation.unused)
+    answers = answer_examples(model, examples["test"], config.precision)
+    unused += [Unused(track_id, "test", reason) for track_id, reason in answers.failures]
+    if answers.estimates:
+        references = [e.annotation for e in examples["test"] if e.track_id in answers.estimates]
+        pairs = references, list(answers.estimates.values())
+        scores = {m.name: m.compute(*pairs) for m in task.metrics}
+        intervals = {m.name: bootstrap_interval(m, *pairs, seed=seed) for m in task.metrics}
+    assert training.best_score is not None
+    report = AdaptReport(
+        directory,
+        parameters,
+        sum(p.numel() for p in model.head.parameters()),
+        task.metrics[0].name,
+        training.best_score,
+        training.best_step,
+        scores,
+        intervals,
+        len(answers.estimates),
+        tuple(unused),
+        adaptation.caching,
+        training.train_seconds,
+    )
+    if is_main_process():
+        save_adapter(model, directory, info=_info(report, labelled.split_hash, labelled.counts, config))
+    return report
+
+
+def _say_ready(say: Callable[[str], None], sentence: str, unused: tuple[Unused, ...]) -> None:
+    say(sentence)
+    for one in unused:
+        say(f"not used ({one.split}): {one.reason}")
+
+
+def _info(
+    report: AdaptReport, split_hash: str, counts: dict[str, int], config: AdaptConfig
+) -> dict[str, Any]:
+    return {
+        "metric": report.metric,
+        "valid_score": report.valid_score,
+        "best_step": report.best_step,
+        "test_scores": report.scores,
+        "test_intervals": {k: None if v is None else list(v) for k, v in report.intervals.items()},
+        "num_test_tracks": report.num_test_tracks,
+        "unused": len(report.unused),
+        "split_hash": split_hash,
+        "counts": counts,
+        "caching": report.caching,
+        "train_seconds": report.train_seconds,
+        "config": dataclasses.asdict(config),
+        "versions": current_versions(),
+    }
+
+
+# Asking ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """An adapter's answer about a file, or the reason why there is none.
+
+    scores: named numbers behind the answer: probabilities of classes or tags, or values.
+    window_scores: the same for every window.
+    """
+
+    path: Path
+    adapter: str
+    answer: TrackAnswer | None
+    scores: dict[str, float]
+    window_scores: tuple[dict[str, float], ...]
+    failure: str = ""
+
+
+def predict(
+    paths: Sequence[str | os.PathLike[str]],
+    adapters: Sequence[str | os.PathLike[str]],
+    *,
+    weights: str | None = None,
+    fold: bool = False,
+    device: str = "cpu",
+    batch_size: int = 4,
+    precision: str = "fp32",
+) -> Iterator[Prediction]:
+    """Ask adapters about audio files: every file by every adapter, in order. One that cannot be read is a failure.
+
+    Adapters of one trunk share it in memory.
+
+    Args:
+        fold: fold the method into the weights first (`methods.merge`); takes one adapter.
+        weights: of the trunk; None: the official ones, or the random ones the adapter was made on.
+
+    Raises:
+        AdapterError: a directory that is no adapter, is damaged, or belongs to another trunk.
+        ValueError: no adapter, or `fold` with several adapters or a method that cannot be folded.
+    """
+    directories = [Path(a) for a in adapters]
+    if not directories:
+        raise ValueError("name at least one adapter directory")
+    if fold and len(directories) > 1:
+        raise ValueError(f"merging changes the weights, so it takes one adapter, got {len(directories)}")
+    first = load_adapter(directories[0], weights=weights, device=device)
+    if fold:
+        first.backbone = merge(first.backbone)
+        first.eval()
+    names = [d.name if len(directories) == 1 else str(d) for d in directories]
+    bank: AdapterBank | None = None
+    if len(directories) > 1:
+        bank = AdapterBank.of(first, names[0])
+        for name, directory in zip(names[1:], directories[1:], strict=True):
+            bank.add(name, directory)
+    for path in map(Path, paths):
+        for name in names:
+            model = first if bank is None else bank.use(name)
+            try:
+                answer = answer_track(model, path, batch_size=batch_size, precision=precision)
+            except AudioError as error:
+                yield Prediction(path, name, None, {}, (), str(error))
+                continue
+            scores = model.target.scores
+            windows = tuple(scores(row) for row in answer.window_logits)
+            yield Prediction(path, name, answer, scores(answer.logits), windows)
