@@ -10,6 +10,12 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "load_backbone": "audiation.loading",
+    "inject": "audiation.methods",
+    "merge": "audiation.methods",
+    "adapt": "audiation.own_audio",
+    "predict": "audiation.own_audio",
+    "load_adapter": "audiation.adapters",
+    "AdapterBank": "audiation.adapters",
     "extract": "audiation.extraction",
     "evaluate": "audiation.evaluation",
     "Run": "audiation.evaluation",
@@ -17,11 +23,17 @@ _VERBS = {
 }
 
 if TYPE_CHECKING:
+    from audiation.adapters import AdapterBank as AdapterBank
+    from audiation.adapters import load_adapter as load_adapter
     from audiation.evaluation import Run as Run
     from audiation.evaluation import evaluate as evaluate
     from audiation.extraction import extract as extract
     from audiation.leaderboard import Result as Result
     from audiation.loading import load_backbone as load_backbone
+    from audiation.methods import inject as inject
+    from audiation.methods import merge as merge
+    from audiation.own_audio import adapt as adapt
+    from audiation.own_audio import predict as predict
 
 
 def __getattr__(name: str) -> Any:

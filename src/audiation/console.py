@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from audiation.backbones import BACKBONES
 from audiation.cache import cache_dir
+from audiation.distributed import this_rank
 from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluate
 from audiation.extraction import ExtractProgress, extract
 from audiation.leaderboard import Result, published_beside, render_table
@@ -22,7 +24,7 @@ from audiation.own_audio import AdaptReport, adapt, predict
 from audiation.parameters import count_parameters
 from audiation.predictions import Format, render_csv, render_json, write_predictions
 from audiation.store_rows import Failure
-from audiation.training import TrainingProgress, is_main_process, process_group
+from audiation.training import TrainingProgress, process_group
 
 
 def new_progress(console: Console) -> Progress:
@@ -153,15 +155,22 @@ def adapt_with_progress(
     data: Path, backbone: str, method: str, out: Path, *, device: str, **options: Any
 ) -> AdaptReport:
     """`audiation adapt`: train, write the adapter, say how good it is. Under torchrun the first process speaks."""
-    console = Console(quiet=not is_main_process())
-    with process_group(device), new_progress(console) as bar:
+    with process_group(device) as own_device:
+        return _adapt_on(own_device, data, backbone, method, out, **options)
+
+
+def _adapt_on(
+    device: torch.device, data: Path, backbone: str, method: str, out: Path, **options: Any
+) -> AdaptReport:
+    console = Console(quiet=not this_rank().is_first)
+    with new_progress(console) as bar:
         row = bar.add_task(f"{backbone}, {method}", total=None, detail="reading labels")
 
         def say(line: str) -> None:
             bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         report = adapt(
-            data, backbone, method, out, device=device, say=say,
+            data, backbone, method, out, device=str(device), say=say,
             progress=lambda p: _show_training(bar, row, p), **options,
         )  # fmt: skip
         bar.update(row, detail=f"{report.metric} {report.valid_score:.3f} on validation")

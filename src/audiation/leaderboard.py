@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -221,20 +221,73 @@ def bootstrap_interval(
         raise ValueError(f"confidence in (0, 1) and resamples >= 1, got {confidence} and {num_resamples}")
     if num_tracks == 1:
         return None
+    scores = np.concatenate(
+        [_scores(metric, references, estimates, d) for d in _draws(num_tracks, num_resamples, seed)]
+    )
+    return _percentiles(metric, scores, num_tracks, confidence)
+
+
+def paired_interval(
+    metric: Metric,
+    references: Sequence[Any],
+    estimates_a: Sequence[Any],
+    estimates_b: Sequence[Any],
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval | None:
+    """Percentile bootstrap of score(a) - score(b) over the same tracks: both systems are scored on every resample.
+
+    A is better than b (in a metric that rises) where the interval lies above 0, worse where it lies below, and they
+    cannot be told apart where it holds 0.
+
+    Returns:
+        None for one track.
+
+    Raises:
+        ValueError: as `bootstrap_interval`.
+    """
+    num_tracks = len(references)
+    if num_tracks == 0 or not num_tracks == len(estimates_a) == len(estimates_b):
+        raise ValueError(
+            f"a paired bootstrap needs the same tracks, got {num_tracks} references, {len(estimates_a)} and "
+            f"{len(estimates_b)} estimates"
+        )
+    if not (0 < confidence < 1 and num_resamples >= 1):
+        raise ValueError(f"confidence in (0, 1) and resamples >= 1, got {confidence} and {num_resamples}")
+    if num_tracks == 1:
+        return None
+    differences = np.concatenate(
+        [
+            _scores(metric, references, estimates_a, draws) - _scores(metric, references, estimates_b, draws)
+            for draws in _draws(num_tracks, num_resamples, seed)
+        ]
+    )
+    return _percentiles(metric, differences, num_tracks, confidence)
+
+
+def _draws(num_tracks: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks of resamples, `(resamples, tracks)` indices."""
     generator = np.random.default_rng(seed)
-    values = None
+    for done in range(0, num_resamples, RESAMPLES_PER_BLOCK):
+        block = min(RESAMPLES_PER_BLOCK, num_resamples - done)
+        yield generator.integers(0, num_tracks, (block, num_tracks))
+
+
+def _scores(
+    metric: Metric, references: Sequence[Any], estimates: Sequence[Any], draws: np.ndarray
+) -> np.ndarray:
+    """The score on every resample."""
     if metric.per_track is not None:
         values = np.array([metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)], float)
-    scores: list[float] = []
-    while len(scores) < num_resamples:
-        block = min(RESAMPLES_PER_BLOCK, num_resamples - len(scores))
-        draws = generator.integers(0, num_tracks, (block, num_tracks))
-        if values is not None:
-            scores.extend(values[draws].mean(axis=1))
-        else:
-            scores.extend(
-                metric.compute([references[i] for i in draw], [estimates[i] for i in draw]) for draw in draws
-            )
+        return values[draws].mean(axis=1)
+    return np.array(
+        [metric.compute([references[i] for i in draw], [estimates[i] for i in draw]) for draw in draws]
+    )
+
+
+def _percentiles(metric: Metric, scores: np.ndarray, num_tracks: int, confidence: float) -> Interval:
     if not np.isfinite(scores).all():
         raise ValueError(f"{metric.name} is not defined on every resample of {num_tracks} tracks")
     tail = 50 * (1 - confidence)
@@ -291,7 +344,7 @@ def published_rows(
     return [r for s in systems for r in found if r.system == s]
 
 
-_PUBLISHED_METHODS = {"probe": "probing"}
+_PUBLISHED_METHODS = {"probe": ("probing",), "finetune": ("ft", "fine-tuning")}
 
 
 def published_beside(result: Result) -> list[PublishedScore]:
@@ -310,7 +363,7 @@ def published_beside(result: Result) -> list[PublishedScore]:
         for row in _published()
         if (row.task, row.dataset, row.metric) == (*ids, metric)
         and row.system in spec.published_names
-        and row.method.lower().startswith(_PUBLISHED_METHODS.get(method, method))
+        and row.method.lower().startswith(_PUBLISHED_METHODS.get(method, (method,)))
     ]
 
 
@@ -381,8 +434,13 @@ def render_table(
 
 
 def _representation(result: Result) -> str:
-    layer = result.run.get("layer")
-    return f"{result.run['backbone']}, layer {layer}" if layer else result.run["backbone"]
+    run = result.run
+    parts = [run["backbone"] if run.get("weights") != "random" else f"{run['backbone']}, untrained"]
+    if run.get("layer"):
+        parts.append(f"layer {run['layer']}")
+    if run["method"] != "probe":
+        parts.append(run["method"])
+    return ", ".join(parts)
 
 
 def _tracks(result: Result) -> Text:

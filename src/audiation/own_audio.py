@@ -17,12 +17,13 @@ from audiation.adapted_evaluation import answer_examples, with_choices
 from audiation.adapters import AdapterBank, load_adapter, save_adapter
 from audiation.audio import AudioError
 from audiation.datasets.labelled import read_labelled
+from audiation.distributed import this_rank
 from audiation.leaderboard import Interval, bootstrap_interval, current_versions
 from audiation.loading import load_backbone
 from audiation.methods import ParameterCount, format_method, inject, merge, parse_method
 from audiation.methods.finetune import FineTune
 from audiation.tasks.labelled import labelled_task
-from audiation.training import TrainingProgress, is_main_process
+from audiation.training import TrainingProgress
 
 DEFAULT_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1e-4, 1e-5  # PETL protocol
 MIN_LEARNING_RATE = 1e-7
@@ -175,7 +176,7 @@ def adapt(
         adaptation.caching,
         training.train_seconds,
     )
-    if is_main_process():
+    if this_rank().is_first:
         save_adapter(model, directory, info=_info(report, labelled.split_hash, labelled.counts, config))
     return report
 
