@@ -11,21 +11,20 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from audiation.adapted import AdaptedModel, HeadConfig, Stage
-from audiation.audio import AudioError, audio_info, content_hash, load_audio
+from audiation.audio import AudioError, audio_info, content_hash
 from audiation.backbones import Backbone
 from audiation.methods import FrozenMode, format_method, set_modes
 from audiation.metrics import Metric
-from audiation.output_cache import Clip, OutputCache, Prepared, cache_plan
+from audiation.output_cache import CachePlan, Clip, Crops, OutputCache, Prepared, cache_plan, load_window
 from audiation.targets import Target
 from audiation.training import FitReport, Loss, TrainConfig, TrainingProgress, fit
 
-Crops = Literal["random", "fixed"]
 GIB = 1 << 30
 SUBSTITUTES = 16  # tries to find a readable recording in place of one that is not
 
@@ -44,6 +43,7 @@ class AdaptConfig(TrainConfig):
     gradient_checkpointing: keep only what enters each block and run it again for the gradient: less memory, about
         a third more time.
     cache_gib: memory for the outputs of what is frozen; 0: none are kept.
+    cache_disk_gib: room for them on disk, where a folder is given.
     """
 
     crops: Crops = "fixed"
@@ -54,6 +54,7 @@ class AdaptConfig(TrainConfig):
     head_dropout: float = 0.5
     gradient_checkpointing: bool = False
     cache_gib: float = 2.0
+    cache_disk_gib: float = 32.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,8 +66,9 @@ class AdaptConfig(TrainConfig):
             raise ValueError(f"crop_seconds must be positive, or None, got {self.crop_seconds}")
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout is a probability in [0, 1), got {self.head_dropout}")
-        if not 0 <= self.cache_gib < float("inf"):
-            raise ValueError(f"cache_gib must be a finite number >= 0, got {self.cache_gib}")
+        for name, value in (("cache_gib", self.cache_gib), ("cache_disk_gib", self.cache_disk_gib)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def train_adaptation(
             reasons = "; ".join(f"{u.track_id}: {u.reason}" for u in unused if u.split == name)
             raise ValueError(f"none of the {len(given)} {name} recordings can be used. {reasons[:500]}")
 
+    _check_metric(metric, usable_valid)
+
     plan = cache_plan(
         backbone,
         layer=model.layer,
@@ -163,16 +167,18 @@ def train_adaptation(
         frozen_mode=config.frozen_mode,
         dropout=config.backbone_dropout,
         precision=config.precision,
-        max_bytes=int(config.cache_gib * GIB * 3 / 4),
+        max_bytes=int(config.cache_gib * GIB),
         directory=cache_directory,
+        max_disk_bytes=int(config.cache_disk_gib * GIB),
+        recordings=[(r.content, r.num_samples) for r in usable_train],
     )
     if on_ready is not None:
         on_ready(plan.sentence, tuple(unused))
-    batches = _Batches(usable_train, model, config, plan.cache, unused)
-    validation = _Validation(usable_valid, model, metric, config, unused, cache_directory)
+    batches = _Batches(usable_train, model, config, plan, unused)
+    validation = _Validation(usable_valid, model, metric, config, plan.cache, unused)
 
     def step(module: nn.Module, batch: MicroBatch, generator: torch.Generator) -> Loss:
-        inputs, stage = batch.inputs(plan.cache, model.device)
+        inputs, stage = batch.inputs(batches.cache, model.device)
         logits = module(inputs, stage)
         return target.loss(logits.float(), batch.targets.to(logits.device))
 
@@ -189,8 +195,9 @@ def train_adaptation(
         progress=progress,
         identity=_identity(model, usable_train, usable_valid, metric),
     )
-    backbone.eval()
     model.eval()
+    if plan.cache is not None:
+        plan.cache.close()
     stats = plan.cache.stats if plan.cache is not None else None
     return Adaptation(
         model,
@@ -293,24 +300,13 @@ class MicroBatch:
         return inputs, "waveform" if cache is None else cache.stage
 
 
-def load_windows(clips: Sequence[Clip], cache: OutputCache | None, rate: int) -> Tensor | Prepared:
+def load_windows(
+    clips: Sequence[Clip], cache: OutputCache | None, rate: int, crops: Crops = "fixed"
+) -> Tensor | Prepared:
     """Windows of one length, as the cache wants them or decoded, `(B, S)`. Raises AudioError."""
     if cache is not None:
-        return cache.prepare(clips)
+        return cache.prepare(clips, crops)
     return torch.stack([load_window(clip, rate) for clip in clips])
-
-
-def load_window(clip: Clip, rate: int) -> Tensor:
-    """`(S,)`; a file that holds fewer samples than its header promised raises AudioError."""
-    samples = load_audio(
-        clip.path, rate, start_seconds=clip.start_sample / rate, duration_seconds=clip.num_samples / rate
-    ).samples
-    if len(samples) != clip.num_samples:
-        raise AudioError(
-            clip.path,
-            f"gives {len(samples)} of {clip.num_samples} samples from {clip.start_sample / rate:.3f} s on",
-        )
-    return samples
 
 
 class _Batches:
@@ -321,13 +317,16 @@ class _Batches:
         recordings: list[Recording],
         model: AdaptedModel,
         config: AdaptConfig,
-        cache: OutputCache | None,
+        plan: CachePlan,
         unused: list[Unused],
     ) -> None:
-        self.recordings, self.config, self.cache = recordings, config, cache
+        self.recordings, self.config = recordings, config
+        self.cache = plan.cache if plan.training_crops is not None else None
+        self.crops: Crops = plan.training_crops or "fixed"
         self.rate = model.backbone.sample_rate_hz
         local = model.backbone.local_stem
-        self.step_samples = local.step_samples if local is not None and cache is not None else 1
+        # With or without cache, so that it changes no window.
+        self.step_samples = 1 if local is None else local.step_samples
         self._unused, self._broken = unused, set[str]()
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
@@ -354,7 +353,7 @@ class _Batches:
             recording = self.recordings[self._order(position // total)[place]]
             clip = self._window(recording, draw)
             try:
-                return _Chosen(recording, clip, load_windows([clip], self.cache, self.rate))
+                return _Chosen(recording, clip, load_windows([clip], self.cache, self.rate, self.crops))
             except AudioError as error:
                 self._report(recording, error)
                 place = draw.randrange(total)
@@ -410,21 +409,11 @@ class _Validation:
         model: AdaptedModel,
         metric: Metric,
         config: AdaptConfig,
+        cache: OutputCache | None,
         unused: list[Unused],
-        cache_directory: Path | None,
     ) -> None:
         self.recordings, self.model, self.metric, self.config = recordings, model, metric, config
-        self._unused = unused
-        self.cache = cache_plan(
-            model.backbone,
-            layer=model.layer,
-            crops="fixed",
-            frozen_mode=config.frozen_mode,
-            dropout=config.backbone_dropout,
-            precision=config.precision,
-            max_bytes=int(config.cache_gib * GIB / 4),
-            directory=cache_directory,
-        ).cache
+        self.cache, self._unused = cache, unused
 
     @torch.no_grad()
     def score(self, module: nn.Module) -> float:
@@ -458,6 +447,18 @@ class _Validation:
             ):
                 rows.append(self.model(inputs, stage).float().cpu())
         return torch.cat(rows)
+
+
+def _check_metric(metric: Metric, recordings: Sequence[Recording]) -> None:
+    """That the score is defined for this validation split, before anything is trained by it."""
+    references = [r.example.annotation for r in recordings]
+    try:
+        metric.compute(references, references)
+    except ValueError as error:
+        raise ValueError(
+            f"{metric.name} is not defined on these {len(recordings)} validation recordings: {error}. Give the "
+            "validation split more of them."
+        ) from error
 
 
 def _identity(

@@ -120,6 +120,7 @@ def judge_adapted(
     if not answers.estimates:
         raise ValueError(f"no test track of {task.name} could be used: {answers.failures[:3]}")
     report = adaptation.report
+    assert report.best_step is not None
     shutil.rmtree(run_dir, ignore_errors=True)  # the same run again computes again
     failures = {
         name: tuple((u.track_id, u.reason) for u in adaptation.unused if u.split == name)

@@ -143,4 +143,18 @@ class Tags:
                 raise ValueError(f"tag '{tag}' has score {score}; scores lie in [0, 1]")
 
 
-Annotation = Key | Beats | Segments | Tempo | Emotion | Label | Tags
+@dataclass(frozen=True)
+class Values:
+    """Name -> number, one or several, on whatever scale the data set uses: danceability, year, arousal."""
+
+    values: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("values need at least one name with a number")
+        for name, value in self.values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"'{name}' is {value}; values are finite numbers")
+
+
+Annotation = Key | Beats | Segments | Tempo | Emotion | Label | Tags | Values

@@ -126,7 +126,7 @@ def run_clip(
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         states = _run_batch(backbone, waveform_BS, batch, wanted, reduce)
-        if states.num_prompts and len(chunks) > 1:
+        if len(chunks) > 1 and (states.num_prompts or _has_prompts(backbone)):
             raise ValueError(
                 f"{backbone.name} has learned prompts in its stream, so {len(chunks)} chunks of one clip "
                 f"cannot be stitched. Cut clips to {chunks[0].num_samples / backbone.sample_rate_hz:g} s."
@@ -144,7 +144,14 @@ def run_clip(
     valid = torch.ones(shape, dtype=torch.bool, device=waveform.device)
     if reduce:
         return HiddenStates(stitched, valid, None, 0.0)
+    if states.num_prompts:  # clips of equal length have the same frames valid
+        valid[:, : states.num_prompts] = states.valid[0, : states.num_prompts]
     return HiddenStates(stitched, valid, states.frame_rate_hz, states.first_frame_seconds, states.num_prompts)
+
+
+def _has_prompts(backbone: Backbone) -> bool:
+    """States that were averaged do not say so."""
+    return backbone.encoder is not None and backbone.encoder.prompts is not None
 
 
 def _run_batch(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Tempo
+from audiation.annotations import Beats, Key, Label, Segments, Tags, Tempo, Values
 
 # mir_eval and scikit-learn take more than a second each to import, and key and accuracy need neither:
 # the functions below import what they use.
@@ -45,14 +45,16 @@ class Metric:
         return f"{self.name}@{self.version}"
 
 
-def mean_over_tracks(name: str, per_track: Callable[[Any, Any], float]) -> Metric:
+def mean_over_tracks(
+    name: str, per_track: Callable[[Any, Any], float], *, higher_is_better: bool = True
+) -> Metric:
     """The metric that scores every track alone and takes the mean."""
 
     def compute(references: Sequence[Any], estimates: Sequence[Any]) -> float:
         _check_pairs(name, references, estimates)
         return float(np.mean([per_track(r, e) for r, e in zip(references, estimates, strict=True)]))
 
-    return Metric(name, compute, per_track=per_track)
+    return Metric(name, compute, higher_is_better, per_track)
 
 
 def over_all_tracks(name: str, compute: Callable[[Sequence[Any], Sequence[Any]], float]) -> Metric:
@@ -179,29 +181,52 @@ AP_UNDEFINED_SKIPPED = over_all_tracks(
 )
 
 
-# Emotion -----------------------------------------------------------------------------------------------
+# Numbers: Emotion, Values --------------------------------------------------------------------------------
 
 
-def _r2(*dimensions: str) -> Callable[[Sequence[Emotion], Sequence[Emotion]], float]:
-    """Coefficient of determination, mean over the dimensions. Negative: worse than answering the mean."""
+def _r2(numbers: Callable[[Any], Sequence[float]]) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+    """Coefficient of determination, mean over the dimensions. Negative: worse than answering the mean.
 
-    def compute(references: Sequence[Emotion], estimates: Sequence[Emotion]) -> float:
+    numbers: annotation -> its dimensions, in an order that all tracks share.
+    """
+
+    def compute(references: Sequence[Any], estimates: Sequence[Any]) -> float:
         from sklearn.metrics import r2_score
 
         if len(references) < 2:
             raise ValueError("R2 needs two tracks or more")
-        truth, values = (
-            np.array([[getattr(t, d) for d in dimensions] for t in tracks])
-            for tracks in (references, estimates)
-        )
-        return r2_score(truth, values)
+        truth, answers = (np.array([numbers(t) for t in tracks]) for tracks in (references, estimates))
+        return r2_score(truth, answers)
 
     return compute
 
 
-R2_AROUSAL = over_all_tracks("r2_arousal", _r2("arousal"))
-R2_VALENCE = over_all_tracks("r2_valence", _r2("valence"))
-R2_MEAN = over_all_tracks("r2_mean", _r2("arousal", "valence"))  # what jukemir selects models by
+def _r2_of_values(references: Sequence[Values], estimates: Sequence[Values]) -> float:
+    names = tuple(references[0].values) if isinstance(references[0], Values) else ()
+    return _r2(lambda track: _numbers(track, names))(references, estimates)
+
+
+def _mean_absolute_error(reference: Values, estimate: Values) -> float:
+    """Mean over the dimensions, each in its own unit."""
+    names = tuple(reference.values) if isinstance(reference, Values) else ()
+    differences = np.subtract(_numbers(reference, names), _numbers(estimate, names))
+    return float(np.abs(differences).mean())
+
+
+def _numbers(track: Values, names: tuple[str, ...]) -> list[float]:
+    if not isinstance(track, Values) or track.values.keys() != set(names):
+        raise ValueError(
+            f"every track needs values of the same names ({', '.join(names) or 'none'}), got {track!r}"
+        )
+    return [track.values[name] for name in names]
+
+
+R2_AROUSAL = over_all_tracks("r2_arousal", _r2(lambda emotion: (emotion.arousal,)))
+R2_VALENCE = over_all_tracks("r2_valence", _r2(lambda emotion: (emotion.valence,)))
+# What jukemir selects models by.
+R2_MEAN = over_all_tracks("r2_mean", _r2(lambda emotion: (emotion.arousal, emotion.valence)))
+R2_VALUES = over_all_tracks("r2", _r2_of_values)
+MEAN_ABSOLUTE_ERROR = mean_over_tracks("mae", _mean_absolute_error, higher_is_better=False)  # 0 is perfect
 
 
 # Tempo -------------------------------------------------------------------------------------------------

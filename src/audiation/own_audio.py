@@ -159,15 +159,27 @@ def adapt(
     if answers.estimates:
         references = [e.annotation for e in examples["test"] if e.track_id in answers.estimates]
         pairs = references, list(answers.estimates.values())
-        scores = {m.name: m.compute(*pairs) for m in task.metrics}
-        intervals = {m.name: bootstrap_interval(m, *pairs, seed=seed) for m in task.metrics}
-    assert training.best_score is not None
+        for metric in task.metrics:
+            try:
+                scores[metric.name] = metric.compute(*pairs)
+            except (
+                ValueError
+            ) as error:  # too few recordings for this metric; the adapter is good all the same
+                say(f"{metric.name} is not defined on the test split: {error}")
+                continue
+            try:
+                intervals[metric.name] = bootstrap_interval(metric, *pairs, seed=seed)
+            except ValueError as error:
+                intervals[metric.name] = None
+                say(f"{metric.name} has no interval: {error}")
+    assert training.best_score is not None and training.best_step is not None
+    sign = 1 if task.metrics[0].higher_is_better else -1
     report = AdaptReport(
         directory,
         parameters,
         sum(p.numel() for p in model.head.parameters()),
         task.metrics[0].name,
-        training.best_score,
+        sign * training.best_score,
         training.best_step,
         scores,
         intervals,

@@ -128,13 +128,14 @@ def _jams_annotation(p: Prediction, duration: float) -> dict[str, Any]:
     assert p.answer is not None
     annotation = p.answer.annotation
     sandbox: dict[str, Any] = {}
+    values: list[tuple[Any, float | None]]
     if isinstance(annotation, Key):
         key = f"{str(annotation).split()[0]}:{annotation.mode}"
         namespace, values = "key_mode", [(key, p.scores[str(annotation)])]
     elif isinstance(annotation, Label):
         namespace, values = "tag_open", [(annotation.name, p.scores[annotation.name])]
     elif isinstance(annotation, Tags):
-        namespace, values = "tag_open", list(annotation.scores.items())
+        namespace, values = "tag_open", [*annotation.scores.items()]
     else:
         assert isinstance(annotation, Values)
         namespace, values = "vector", [(list(annotation.values.values()), None)]

@@ -65,7 +65,7 @@ class FeatureStore:
     spec: what the rows hold. directory: the table's folder.
     """
 
-    def __init__(self, directory: Path, spec: TableSpec, lock: _WriterLock | None) -> None:
+    def __init__(self, directory: Path, spec: TableSpec, lock: WriterLock | None) -> None:
         """Use `open` or `create`."""
         self.directory, self.spec, self._lock = directory, spec, lock
         self._pending: list[FeatureRow] = []
@@ -93,7 +93,7 @@ class FeatureStore:
             directory = covering[0] if covering else directory
         with _disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            lock = _WriterLock(directory / "writer.lock")
+            lock = WriterLock(directory / "writer.lock")
         try:
             if not _committed(directory / "features.lance"):
                 with _disk_errors(directory):
@@ -371,7 +371,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-class _WriterLock:
+class WriterLock:
     """Held by the one process that writes a table. The kernel drops it however that process ends."""
 
     def __init__(self, path: Path) -> None:

@@ -1,20 +1,371 @@
-"""Loss as a sum with its count, so that ranks and accumulation can be added before dividing."""
+"""`fit`: the one training loop, for pre-training, fine-tuning and adaptation.
+
+Where a micro-batch is computed changes nothing: one process that accumulates four of them, two that accumulate two
+each, and four processes trace the same curve. When a run is killed changes nothing either.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from audiation.distributed import copy_from_first, process_group, this_rank, value_from_first
+from audiation.micro_batches import Batches, Place, load_ahead, random_stream
+from audiation.selection import Selection, Validation
+from audiation.training_config import TrainConfig
+from audiation.training_state import (
+    Checkpoint,
+    RunFolder,
+    RunFolderError,
+    TrainingLog,
+    load_trainable_state,
+    trainable_state,
+    trainable_tensors,
+)
+from audiation.training_step import ComputeLoss, Loss, NotFiniteError, OptimiserStep, StepTotals, of_files
+
+__all__ = [
+    "Batches",
+    "DivergedError",
+    "FitReport",
+    "Loss",
+    "RunFolderError",
+    "TrainConfig",
+    "TrainingProgress",
+    "Validation",
+    "fit",
+    "load_trainable_state",
+    "process_group",
+    "trainable_state",
+]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """sum: scalar with gradient; count: how many terms it sums; parts: named scalars for the log."""
+class TrainingProgress:
+    """Where a run stands. step: optimiser steps done of `steps`. score: of the latest validation."""
 
-    sum: Tensor
-    count: Tensor
-    parts: dict[str, float] = field(default_factory=dict)
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    score: float | None
+    best_score: float | None
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a run ended.
+
+    best_score, best_step: the highest validation score (the first of equals) and the number of steps done by then;
+        None without validation.
+    last_step: optimiser steps done.
+    stopped_early: by `patience`.
+    history: every validation.
+    train_seconds: with validation, without what was lost by being killed.
+    log: JSONL with a line per step and per validation.
+    """
+
+    best_score: float | None
+    best_step: int | None
+    last_step: int
+    stopped_early: bool
+    history: tuple[Validation, ...]
+    train_seconds: float
+    log: Path
+
+
+class DivergedError(ValueError):
+    """The loss or its gradient is not finite any more.
+
+    step: number of the optimiser step; the first is 1. names: files of the micro-batches where it happened.
+    checkpoint: the last good state that was written; None if there is none.
+    """
+
+    def __init__(self, message: str, step: int, names: tuple[str, ...], checkpoint: Path | None) -> None:
+        super().__init__(message)
+        self.step, self.names, self.checkpoint = step, names, checkpoint
+
+
+def fit(
+    module: nn.Module,
+    step: ComputeLoss,
+    batches: Batches,
+    config: TrainConfig,
+    run_dir: str | Path,
+    validate: Callable[[nn.Module], float] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[TrainingProgress], None] | None = None,
+    identity: Mapping[str, str] | None = None,
+) -> FitReport:
+    """Train what requires gradients in `module`, which ends in the state that `config.keep` names.
+
+    Can be killed at any moment and called again: it goes on from the last checkpoint in `run_dir` and ends with the
+    same bits as a run that was never killed (with as many threads and processes). A finished run gives its report at
+    once. Saved are the parameters that require gradients, and the running statistics of batch norms in training mode;
+    nothing else in `module` may change from step to step.
+
+    Several processes: start them with torchrun and call this inside `with process_group(device) as device:`.
+    Micro-batch i of a step goes to rank i modulo their number; rank 0 alone validates, reports and writes files, and
+    its module is what all start from.
+
+    Args:
+        module: moved to `device`. Training and eval modes are the caller's and stay as they are.
+        step: `(module, micro_batch, generator) -> Loss`, called under autocast. The generator, on `device`, and
+            torch's global stream follow from seed, step and index.
+        run_dir: folder of this run alone.
+        validate: score of the module, higher is better. Called without gradients, every `config.validate_every_steps`
+            and after the last step. It may switch modes, which are put back.
+        progress: called after every step.
+        identity: what else makes the run what it is: hashes of weights and data, the method.
+
+    Raises:
+        DivergedError: the loss or its gradient is not finite. Nothing of that state is written.
+        RunFolderError: `run_dir` holds another run, or a damaged one.
+        ValueError: nothing to train, parameters that the loss does not depend on, a loss without terms, a score that
+            is not a number, arguments that do not go together.
+    """
+    device = _placed(torch.device(device))
+    _check_arguments(config, this_rank().count, validate is not None)
+    module.to(device)
+    trained = _trained_parameters(module)
+    folder = RunFolder(Path(run_dir))
+    optimiser_step = OptimiserStep(module, step, config, device, trained)
+    loop = _Loop(optimiser_step, batches, folder, validate, progress)
+    if this_rank().is_first:
+        folder.open(_description(module, config, identity or {}), config.free_to_change)
+        loop.start_from(folder.read_checkpoint())
+    else:
+        loop.start_from(None)
+    return loop.run()
+
+
+class _Loop:
+    """Steps, and what is due after each: log, validation, checkpoint, progress."""
+
+    def __init__(
+        self,
+        step: OptimiserStep,
+        batches: Batches,
+        folder: RunFolder,
+        validate: Callable[[nn.Module], float] | None,
+        progress: Callable[[TrainingProgress], None] | None,
+    ) -> None:
+        self.step, self.module, self.config, self.rank = step, step.module, step.config, step.rank
+        self.batches, self.folder, self.validate, self.progress = batches, folder, validate, progress
+        self.selection = Selection(self.config)
+        self.first_step = self.steps_done = self.saved_step = 0
+        self.seconds_before = self.train_seconds = 0.0  # up to this call, up to the last checkpoint
+        self.started = self.saved_at = time.monotonic()
+        self.log: TrainingLog | None = None  # rank 0 only
+
+    def start_from(self, checkpoint: Checkpoint | None) -> None:
+        """Put the state of rank 0 on all ranks. checkpoint: None at the beginning, and on the other ranks."""
+        held = None
+        if checkpoint is not None:
+            load_trainable_state(self.module, checkpoint.state)
+            self.step.load_state(checkpoint.optimiser)
+            names: dict[str, dict[str, Tensor]] = {name: {} for name in checkpoint.optimiser}
+            held = dataclasses.replace(checkpoint, state={}, optimiser=names)
+        copy_from_first([*self.module.parameters(), *self.module.buffers()])
+        if (held := value_from_first(held)) is None:
+            return
+        self.step.copy_state_from_first(list(held.optimiser))
+        self.first_step = self.steps_done = self.saved_step = held.step
+        self.seconds_before = self.train_seconds = held.train_seconds
+        for validation in held.validations:
+            self.selection.add(validation)
+
+    def run(self) -> FitReport:
+        with ExitStack() as stack:
+            if not self._finished:
+                micro_batches = stack.enter_context(closing(load_ahead(self.batches, self._places())))
+                if self.rank.is_first:
+                    log = TrainingLog(self.folder.log, self.steps_done, self.config.tensorboard)
+                    self.log = stack.enter_context(closing(log))
+            while not self._finished:
+                self._advance(micro_batches)
+        self._load_kept()
+        best = self.selection.best
+        return FitReport(
+            best_score=None if best is None else best.score,
+            best_step=None if best is None else best.step,
+            last_step=self.steps_done,
+            stopped_early=self.steps_done < self.config.steps,
+            history=tuple(self.selection.validations),
+            train_seconds=value_from_first(self.train_seconds),
+            log=self.folder.log,
+        )
 
     @property
-    def mean(self) -> Tensor:
-        return self.sum / self.count.clamp(min=1)
+    def _finished(self) -> bool:
+        return self.steps_done == self.config.steps or self.selection.out_of_patience
+
+    def _places(self) -> Iterator[Place]:
+        for step in range(self.steps_done, self.config.steps):
+            for index in range(self.rank.index, self.config.num_micro_batches, self.rank.count):
+                yield Place(step, index)
+
+    def _advance(self, micro_batches: Iterator[Any]) -> None:
+        started = time.monotonic()
+        reductions = self.selection.num_reductions
+        learning_rate = self.config.learning_rate_at(self.steps_done, num_reductions=reductions)
+        try:
+            totals = self.step.take(self.steps_done, micro_batches, reductions)
+        except NotFiniteError as found:
+            raise self._diverged(found) from None
+        self.steps_done += 1
+        if self.log is not None:
+            values = {"loss": totals.loss, "learning_rate": learning_rate, "grad_norm": totals.grad_norm}
+            seconds = round(time.monotonic() - started, 6)
+            self.log.add(self.steps_done, values | {"seconds": seconds, "parts": totals.parts})
+        if self.validate is not None and self._validation_is_due():
+            self._note_score(self.validate)
+        if self.rank.is_first:
+            if self._checkpoint_is_due():
+                self._write_checkpoint()
+            if self.progress is not None:
+                self.progress(self._standing(totals, learning_rate))
+
+    # Validation ---------------------------------------------------------------------------------------------
+
+    def _validation_is_due(self) -> bool:
+        every = self.config.validate_every_steps
+        return self.steps_done == self.config.steps or (every is not None and self.steps_done % every == 0)
+
+    def _note_score(self, validate: Callable[[nn.Module], float]) -> None:
+        score = value_from_first(self._score(validate) if self.rank.is_first else math.nan)
+        if math.isnan(score):
+            raise ValueError(f"validate gave {score} after step {self.steps_done}. A score must be a number.")
+        validation = Validation(self.steps_done, score)
+        is_best = self.selection.add(validation)
+        if self.log is not None:
+            self.log.add(validation.step, {"score": score})
+            if is_best and self.config.keep == "best":
+                self.folder.write_best(trainable_state(self.module), validation)
+
+    def _score(self, validate: Callable[[nn.Module], float]) -> float:
+        modes = [(part, part.training) for part in self.module.modules()]
+        key = (self.config.seed, self.steps_done, "validation")
+        try:
+            with random_stream(self.step.device, *key), torch.no_grad():
+                return float(validate(self.module))
+        finally:
+            for part, training in modes:
+                part.training = training
+
+    # Checkpoints --------------------------------------------------------------------------------------------
+
+    def _checkpoint_is_due(self) -> bool:
+        steps, seconds = self.steps_done - self.saved_step, time.monotonic() - self.saved_at
+        due = steps >= self.config.checkpoint_every_steps or seconds >= self.config.checkpoint_every_seconds
+        return self._finished or due
+
+    def _write_checkpoint(self) -> None:
+        assert self.log is not None
+        self.log.sync()
+        self.train_seconds = self.seconds_before + time.monotonic() - self.started
+        self.folder.write_checkpoint(
+            Checkpoint(
+                self.steps_done,
+                trainable_state(self.module),
+                self.step.state(),
+                tuple(self.selection.validations),
+                self.train_seconds,
+            )
+        )
+        self.saved_step, self.saved_at = self.steps_done, time.monotonic()
+
+    def _load_kept(self) -> None:
+        if self.config.keep == "best":
+            assert self.selection.best is not None
+            if self.rank.is_first:
+                load_trainable_state(self.module, self.folder.read_best(self.selection.best))
+            copy_from_first(list(trainable_tensors(self.module).values()))
+
+    # Reporting ----------------------------------------------------------------------------------------------
+
+    def _standing(self, totals: StepTotals, learning_rate: float) -> TrainingProgress:
+        validations, best, steps = self.selection.validations, self.selection.best, self.config.steps
+        seconds_per_step = (time.monotonic() - self.started) / (self.steps_done - self.first_step)
+        return TrainingProgress(
+            step=self.steps_done,
+            steps=steps,
+            loss=totals.loss,
+            learning_rate=learning_rate,
+            score=validations[-1].score if validations else None,
+            best_score=None if best is None else best.score,
+            seconds_left=0.0 if self._finished else seconds_per_step * (steps - self.steps_done),
+        )
+
+    def _diverged(self, found: NotFiniteError) -> DivergedError:
+        path = self.folder.checkpoint
+        checkpoint, step = value_from_first(path if path.exists() else None), self.steps_done + 1
+        advice = ["a lower learning_rate", "more warmup_steps"]
+        if self.config.precision == "bf16":
+            advice.append("precision='fp32'")
+        kept = (
+            f"The last good state is in {checkpoint}." if checkpoint else "No checkpoint was written before."
+        )
+        return DivergedError(
+            f"{found.what} at step {step} of {self.config.steps}{of_files(found.names)}. "
+            f"Try {', '.join(advice)}, in another run folder. {kept}",
+            step,
+            found.names,
+            checkpoint,
+        )
+
+
+def _placed(device: torch.device) -> torch.device:
+    """With its number. ValueError for what has no random stream of its own that could be set aside."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"training runs on 'cpu' or 'cuda', got '{device}'")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _check_arguments(config: TrainConfig, num_ranks: int, has_validation: bool) -> None:
+    if config.num_micro_batches % num_ranks:
+        raise ValueError(
+            f"{config.num_micro_batches} micro-batches per step cannot be shared by {num_ranks} processes equally. "
+            "Choose batch_size / micro_batch_size as a multiple of their number."
+        )
+    if has_validation:
+        return
+    if config.keep == "best":
+        raise ValueError("keep='best' needs validate. Give it, or keep='last'.")
+    if config.validate_every_steps is not None:
+        raise ValueError(f"validate_every_steps={config.validate_every_steps} needs validate")
+
+
+def _trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("nothing to train: no parameter of the module requires a gradient")
+    for name, parameter in trained.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{name} is {parameter.dtype}, too coarse to add small steps to. Hold what is trained in float32; "
+                "precision='bf16' computes in bfloat16 all the same."
+            )
+    return trained
+
+
+def _description(module: nn.Module, config: TrainConfig, identity: Mapping[str, str]) -> dict[str, Any]:
+    """What has to be the same for a run to go on."""
+    return {
+        "config": dataclasses.asdict(config),
+        "identity": dict(identity),
+        "trained": {name: list(tensor.shape) for name, tensor in trainable_tensors(module).items()},
+    }

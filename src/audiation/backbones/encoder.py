@@ -6,6 +6,8 @@ Shape letters: `B` batch, `T` frames, `D` width, `L` blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -111,10 +113,33 @@ class Encoder(nn.Module):
         yield x
         for i, block in enumerate(self.blocks[:stop], start=1):
             if self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, valid_BT, use_reentrant=False)
+                contexts = partial(_contexts_of, block)
+                x = checkpoint(block, x, valid_BT, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, valid_BT)
             yield self.final_norm(x) if i == depth and self.final_norm is not None else x
+
+
+def _contexts_of(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """In which a block runs, and in which it runs again for its gradient."""
+    return nullcontext(), _StatisticsStay(block)
+
+
+class _StatisticsStay(AbstractContextManager[None]):
+    """Batch norms in training mode update copies of their statistics: those that count have moved already."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        self.kept: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [(norm, dict(norm._buffers)) for norm in self.norms if norm.training]
+        for norm, buffers in self.kept:
+            norm._buffers.update({k: None if b is None else b.clone() for k, b in buffers.items()})
+
+    def __exit__(self, *error: object) -> None:
+        for norm, buffers in self.kept:
+            norm._buffers.update(buffers)
 
 
 def _prepended(prompts_PD: Tensor, x_BTD: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -21,9 +21,9 @@ class Adapter:
 
     bottleneck: width between the two maps.
     sockets: roles of the modules after which they stand, joined by "+". "paper": attention and every feed-forward
-        module (3 per conformer block, none after its convolution; 2 per transformer block, before the norms).
+        module (3 per conformer block, none after its convolution; 2 per transformer block, before the norms); "all".
     norms: roles of the block's norms that are trained as well, weight and bias. "paper": all but those of the
-        convolution module; "none".
+        convolution module; "all"; "none".
     """
 
     trains_backbone: ClassVar[bool] = True
@@ -55,9 +55,12 @@ class Adapter:
         ]
         if not places:
             raise ValueError(f"adapter: sockets={self.sockets} leaves no place for an adapter")
-        for block, name in places:
-            like = next(block.parameters())
-            block.sockets[name] = Bottleneck(backbone.dim, self.bottleneck, generator).to(like.device)
+        adapters = [
+            Bottleneck(backbone.dim, self.bottleneck, generator).to(next(block.parameters()).device)
+            for block, _ in places
+        ]
+        for (block, name), adapter in zip(places, adapters, strict=True):
+            block.sockets[name] = adapter
         for norm in norms:
             norm.requires_grad_(True)
 

@@ -76,6 +76,7 @@ class ParameterCount:
     published_layout: int
 
 
+@torch.inference_mode(mode=False)  # what is made in inference mode could not be trained
 def inject(
     backbone: Backbone, method: Method | str, generator: torch.Generator | None = None
 ) -> ParameterCount:
@@ -90,7 +91,8 @@ def inject(
 
     Raises:
         UnknownNameError: no such method.
-        ValueError: the backbone is adapted already, is rounded to bf16, or has no place for the method.
+        ValueError: the backbone is adapted already, is rounded to bf16, or has no place for the method. It is left as
+            it was then.
     """
     method = parse_method(method) if isinstance(method, str) else method
     if backbone.adapted_with is not None:
@@ -108,7 +110,7 @@ def inject(
     backbone.requires_grad_(False)
     try:
         method.inject(backbone, generator or torch.Generator().manual_seed(0))
-    except ValueError:
+    except BaseException:
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(before.get(name, False))
         raise
@@ -125,6 +127,7 @@ def inject(
     )
 
 
+@torch.inference_mode(mode=False)  # as in `inject`: the copy may be adapted again
 def merge(backbone: Backbone) -> Backbone:
     """A copy of an adapted backbone with the method folded into its weights: same outputs, same operations, and
     the names and shapes of the plain backbone.
@@ -132,7 +135,7 @@ def merge(backbone: Backbone) -> Backbone:
     The copy is a plain backbone in eval mode, with a weights hash of its own. The original keeps its method.
 
     Raises:
-        ValueError: not adapted, or with a method that cannot be folded.
+        ValueError: not adapted, with a method that cannot be folded, or rounded to bf16.
     """
     method = backbone.adapted_with
     if method is None:
@@ -141,6 +144,11 @@ def merge(backbone: Backbone) -> Backbone:
         able = ", ".join(name for name in METHODS if hasattr(METHODS[name], "merge"))
         raise ValueError(
             f"'{format_method(method)}' cannot be folded into the weights. Methods that can: {able}."
+        )
+    if backbone.precision != "fp32":
+        raise ValueError(
+            f"{backbone.name} has been rounded to {backbone.precision}, and folding would round the weights once more. "
+            "Merge first, then round."
         )
     merged = copy.deepcopy(backbone)
     assert merged.encoder is not None
@@ -195,22 +203,25 @@ def with_roles(
 ) -> Iterator[tuple[Block, str]]:
     """Pairs (block, role) for the roles that a field of a method names.
 
-    roles: names joined by "+", "all" or "paper" for `default` (of which a block family may lack some), or "none".
+    roles: names joined by "+"; "all" that the blocks have; "paper" for `default` (of which a block family may lack
+        some); or "none".
     what: "linears", "norms" or "sockets": which vocabulary of the blocks.
     of: the method and field, for messages.
 
     Raises:
-        ValueError: a role that no block has.
+        ValueError: a role that no block has, or that is named twice.
     """
     named = [] if roles in (ALL, PAPER, NONE) else [role.strip() for role in roles.split("+")]
-    chosen = named or ([] if roles == NONE else list(default))
-    known = sorted({role for block in encoder.blocks for role in _vocabulary(block, what)})  # type: ignore[arg-type]
+    known = list(dict.fromkeys(role for block in encoder.blocks for role in _vocabulary(block, what)))  # type: ignore[arg-type]
+    chosen = {ALL: known, PAPER: list(default), NONE: []}.get(roles, named)
     for role in named:
+        if named.count(role) > 1:
+            raise ValueError(f"{of}: '{role}' is named twice in {roles}")
         if role not in known:
             near = difflib.get_close_matches(role, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(
-                f"{of}: these blocks have no {what} '{role}'.{hint} There are: {', '.join(known)}."
+                f"{of}: these blocks have no {what} '{role}'.{hint} There are: {', '.join(sorted(known))}."
             )
     for block in encoder.blocks:
         assert isinstance(block, Block)
@@ -221,7 +232,7 @@ def with_roles(
 
 def _vocabulary(block: Block, what: str) -> Iterable[str]:
     if what == "sockets":
-        return {name.removeprefix("after_").rstrip("0123456789") for name in block.sockets}
+        return dict.fromkeys(name.removeprefix("after_").rstrip("0123456789") for name in block.sockets)
     return block.linears() if what == "linears" else block.norms()
 
 

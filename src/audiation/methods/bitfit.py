@@ -10,7 +10,7 @@ from torch import nn
 
 from audiation.backbones import Backbone
 from audiation.backbones.encoder import Encoder
-from audiation.methods.base import ALL, METHODS, NONE, PAPER, sockets_of, with_roles
+from audiation.methods.base import ALL, METHODS, PAPER, sockets_of, with_roles
 
 
 @METHODS.register("bitfit")
@@ -21,7 +21,7 @@ class BitFit:
     roles: linear maps whose biases are trained, joined by "+". "all": all that have one; "none".
     norms: norms whose biases are trained. "paper": all but the layer norm of the conformer's convolution module,
         with its batch norm: what the count of table 3 needs and the code does. (The paper's text speaks of layer
-        norms; for these alone, norms=attention+ffn+final.)
+        norms; for these alone, norms=attention+ffn+final.) "all"; "none".
     """
 
     trains_backbone: ClassVar[bool] = True
@@ -36,7 +36,7 @@ class BitFit:
         modules: list[nn.Module] = []
         for block, role in with_roles(encoder, self.roles, every, "linears", "bitfit: roles"):
             biased = [linear for linear in block.linears()[role] if linear.bias is not None]
-            if not biased and self.roles not in (ALL, NONE):
+            if not biased and self.roles not in (ALL, PAPER):
                 raise ValueError(f"bitfit: roles: the linear maps '{role}' have no bias here")
             modules += biased
         default = ("attention", "ffn", "final", "conv_batch")

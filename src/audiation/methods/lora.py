@@ -42,8 +42,12 @@ class LoRA:
             raise ValueError(f"lora: scale must be a finite number other than 0, got {self.scale}")
 
     def inject(self, backbone: Backbone, generator: torch.Generator) -> None:
-        for linear in self.linears(sockets_of(backbone, "lora")):
-            linear.adaptation = LowRankUpdate(linear, self.rank, self.scale, generator)
+        linears = self.linears(sockets_of(backbone, "lora"))
+        if not linears:
+            raise ValueError(f"lora: roles={self.roles} leaves no linear map to adapt")
+        updates = [LowRankUpdate(linear, self.rank, self.scale, generator) for linear in linears]
+        for linear, update in zip(linears, updates, strict=True):
+            linear.adaptation = update
 
     def merge(self, encoder: Encoder) -> None:
         for linear in self.linears(encoder):

@@ -40,12 +40,15 @@ class Prefix:
             raise ValueError(
                 f"prefix: num_tokens and hidden_size must be at least 1, got {self.num_tokens} and {self.hidden_size}"
             )
+        if self.order not in ("key-value", "value-key"):
+            raise ValueError(f"prefix: order is 'key-value' or 'value-key', got {self.order!r}")
 
     def inject(self, backbone: Backbone, generator: torch.Generator) -> None:
-        for block in sockets_of(backbone, "prefix").blocks:
+        blocks = sockets_of(backbone, "prefix").blocks
+        networks = [PrefixNetwork(backbone.dim, self, generator) for _ in blocks]
+        for block, network in zip(blocks, networks, strict=True):
             attention = block.attention
             assert isinstance(attention, Attention)
-            network = PrefixNetwork(backbone.dim, self, generator)
             attention.prefix = network.to(attention.query.weight.device)
 
 

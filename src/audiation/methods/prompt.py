@@ -42,6 +42,10 @@ class Prompt:
             raise ValueError(f"prompt: num_tokens must be at least 1, got {self.num_tokens}")
         if not 0 <= self.init_std < float("inf"):
             raise ValueError(f"prompt: init_std must be a finite number >= 0, got {self.init_std}")
+        if self.position not in ("after_embedding", "before_embedding"):
+            raise ValueError(
+                f"prompt: position is 'after_embedding' or 'before_embedding', got {self.position!r}"
+            )
 
     def inject(self, backbone: Backbone, generator: torch.Generator) -> None:
         encoder = sockets_of(backbone, "prompt")

@@ -36,9 +36,17 @@ class SSF:
             raise ValueError(f"ssf: init_std must be a finite number >= 0, got {self.init_std}")
 
     def inject(self, backbone: Backbone, generator: torch.Generator) -> None:
-        for linear in self._linears(sockets_of(backbone, "ssf")):
-            with_shift = linear.bias is not None or self.shift_without_bias
-            linear.adaptation = ScaleAndShift(linear, self.init_std, with_shift, generator)
+        linears = self._linears(sockets_of(backbone, "ssf"))
+        if not linears:
+            raise ValueError(f"ssf: roles={self.roles} leaves no linear map to adapt")
+        changes = [
+            ScaleAndShift(
+                linear, self.init_std, linear.bias is not None or self.shift_without_bias, generator
+            )
+            for linear in linears
+        ]
+        for linear, change in zip(linears, changes, strict=True):
+            linear.adaptation = change
 
     def merge(self, encoder: Encoder) -> None:
         linears = self._linears(encoder)

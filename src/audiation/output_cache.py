@@ -1,0 +1,402 @@
+"""What is frozen is computed once: outputs of a stem, or pooled hidden states, kept for the epochs to come.
+
+An entry belongs to a unit: a window of a recording, or a whole recording out of which windows are cut. It is computed
+one unit at a time, so that its bits do not depend on what it shared a batch with, and a resumed run gets the same.
+
+Shape letters: `S` samples, `T` frames, `D` model width, `B` windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from audiation.audio import AudioError, load_audio
+from audiation.backbones import Backbone
+from audiation.output_table import OutputTable
+
+CachedStage = Literal["stem", "pooled"]
+Crops = Literal["fixed", "random"]
+PIECE_SECONDS = 30.0  # of a whole recording that a stem sees at once
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Samples `[start_sample, start_sample + num_samples)` of a recording at the backbone's rate."""
+
+    path: Path
+    content_hash: str
+    start_sample: int
+    num_samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Windows with what is needed for their outputs, decoded or looked up."""
+
+    clips: tuple[_PreparedClip, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedClip:
+    """unit: name of the entry; None where none is kept. stored: its output, if it is there. samples: of the unit,
+    `(S,)`, where it has to be computed. ends: of a window that is cut out of its recording: samples of its two ends.
+    """
+
+    clip: Clip
+    unit: str | None
+    stored: Tensor | None
+    samples: Tensor | None
+    ends: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """hits, misses: windows whose unit was at hand, and those whose unit was computed.
+
+    num_units, num_bytes: in memory. refused: units that were not kept there for want of room.
+    """
+
+    hits: int
+    misses: int
+    num_units: int
+    num_bytes: int
+    refused: int
+
+
+@dataclass(frozen=True, eq=False)
+class CachePlan:
+    """cache: None where nothing can be kept. training_crops: how windows of the training are taken out of it; None
+    where it serves validation only. sentence: what is kept of the training, or why nothing."""
+
+    cache: OutputCache | None
+    training_crops: Crops | None
+    sentence: str
+
+
+def cache_plan(
+    backbone: Backbone,
+    *,
+    layer: int,
+    crops: Crops,
+    frozen_mode: str,
+    dropout: bool | None,
+    precision: str,
+    max_bytes: int,
+    directory: Path | None = None,
+    max_disk_bytes: int = 0,
+    recordings: Iterable[tuple[str, int]] = (),
+) -> CachePlan:
+    """What of an adapted backbone can be computed once, under these choices of the training.
+
+    Args:
+        layer: which hidden states the head reads.
+        crops: whether windows are from a fixed set per recording, or lie anywhere.
+        frozen_mode, dropout: as in `methods.set_modes`.
+        precision: "bf16": under autocast.
+        max_bytes, max_disk_bytes: bounds, in memory and in `directory`.
+        recordings: (content hash, number of samples) of all, in order. With random crops those that fit are kept.
+    """
+    method, name = backbone.adapted_with, backbone.name
+    if max_bytes <= 0 and directory is None:
+        return CachePlan(None, None, "nothing of the frozen part is kept: cache_gib is 0")
+    if method.trains_stem:
+        return CachePlan(None, None, "nothing is kept: the whole backbone is trained")
+    if frozen_mode != "eval" or dropout:
+        what = "dropout is active in" if dropout else f"frozen_mode '{frozen_mode}' changes"
+        return CachePlan(None, None, f"nothing is kept: {what} the frozen part from step to step")
+    local = backbone.local_stem
+    only_head = not method.trains_backbone and (crops == "fixed" or local is None)
+    cache = OutputCache(
+        backbone,
+        "pooled" if only_head else "stem",
+        layer=layer,
+        precision=precision,
+        max_bytes=max_bytes,
+        directory=directory,
+        max_disk_bytes=max_disk_bytes,
+    )
+    if crops == "random" and local is None:
+        return CachePlan(
+            cache,
+            None,
+            f"nothing of the training is kept: the stem of {name} sees the whole window, and windows are random "
+            "(crops=fixed would let it be kept)",
+        )
+    if crops == "random":
+        assert local is not None
+        admitted = cache.admit(recordings)
+        sentence = (
+            f"the stem's output is kept per recording ({admitted.num_kept} of {admitted.num_given} fit), and cropped "
+            f"at multiples of {local.step_samples} samples"
+        )
+    elif only_head:
+        sentence = f"pooled layer {layer} is kept per window: only the head is trained"
+    else:
+        sentence = "the stem's output is kept per window"
+    return CachePlan(cache, crops, sentence)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    num_kept: int
+    num_given: int
+
+
+class OutputCache:
+    """Outputs of the frozen part of a backbone, by weights, stage, layer, precision and unit.
+
+    `prepare` may run in another thread than `outputs`. In memory what comes first is kept until `max_bytes` are full:
+    epochs visit everything in turn, so whatever an eviction took would be missed before what it made room for is
+    used again.
+
+    Args:
+        stage: "stem": what `backbone.project` gives; "pooled": mean over time of a layer.
+        precision: "bf16" computes under autocast, and keeps what that gives.
+        directory: entries are kept there as well, for runs to come, up to `max_disk_bytes`.
+
+    Raises:
+        OutputTableError: a damaged table in `directory`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        stage: CachedStage,
+        *,
+        layer: int,
+        precision: str = "fp32",
+        max_bytes: int,
+        directory: Path | None = None,
+        max_disk_bytes: int = 0,
+    ) -> None:
+        self.backbone, self.stage, self.layer = backbone, stage, layer
+        self.precision, self.max_bytes = precision, max_bytes
+        self.key = hashlib.sha256(
+            json.dumps(
+                [
+                    backbone.name,
+                    backbone.weights_hash,
+                    backbone.num_layers,
+                    stage,
+                    precision,
+                    backbone.arithmetic,
+                ]
+                + ([layer] if stage == "pooled" else [])
+            ).encode()
+        ).hexdigest()
+        self._table = None if directory is None else OutputTable(directory, self.key, max_disk_bytes)
+        self._kept: dict[str, Tensor] = {}
+        self._bytes = self._hits = self._misses = self._refused = 0
+        self._admitted: set[str] = set()
+        self._reserved = 0  # bytes for what is admitted and not there yet
+        self._lock = threading.Lock()
+
+    @property
+    def stats(self) -> CacheStats:
+        return CacheStats(self._hits, self._misses, len(self._kept), self._bytes, self._refused)
+
+    def admit(self, recordings: Iterable[tuple[str, int]]) -> Admitted:
+        """Choose the recordings whose outputs are kept: the first ones that fit into memory (or onto the disk).
+
+        Chosen before the first step, and not in the order of arrival, so that a resumed run chooses the same.
+
+        Raises:
+            ValueError: the outputs cannot be cropped.
+        """
+        if self.stage != "stem" or self.backbone.local_stem is None:
+            raise ValueError(
+                f"random windows of {self.backbone.name} cannot be cut out of kept outputs: every frame of them sees "
+                "the whole window. Use a fixed set of windows (crops='fixed'), or no cache."
+            )
+        recordings = list(recordings)
+        value_bytes = 2 if self.precision == "bf16" else 4
+        room = self.max_bytes + (0 if self._table is None else self._table.max_bytes)
+        for content_hash, num_samples in recordings:
+            size = self.backbone.num_frames(num_samples) * self.backbone.dim * value_bytes
+            if size <= room and content_hash not in self._admitted:
+                self._admitted.add(content_hash)
+                room -= size
+        self._reserved = min(
+            self.max_bytes, self.max_bytes + (self._table.max_bytes if self._table else 0) - room
+        )
+        return Admitted(sum(content in self._admitted for content, _ in recordings), len(recordings))
+
+    # Background: look up and decode ----------------------------------------------------------------------------
+
+    def prepare(self, clips: Sequence[Clip], crops: Crops = "fixed") -> Prepared:
+        """Look the units up, and decode what is missing.
+
+        crops: "fixed": a unit is a window. "random": a unit is a recording that was admitted; windows of others are
+            computed anew every time.
+
+        Raises:
+            AudioError: a file that cannot be read.
+            ValueError: a random window that does not begin at a multiple of the stem's step.
+        """
+        return Prepared(tuple(self._prepare(clip, crops) for clip in clips))
+
+    @staticmethod
+    def join(parts: Iterable[Prepared]) -> Prepared:
+        """Several as one; the windows must be of one length."""
+        return Prepared(tuple(clip for part in parts for clip in part.clips))
+
+    def _prepare(self, clip: Clip, crops: Crops) -> _PreparedClip:
+        if crops == "random" and self._is_cut(clip):
+            unit = f"{clip.content_hash}:whole"
+            stored = self._look_up(unit)
+            whole = (
+                None if stored is not None else load_audio(clip.path, self.backbone.sample_rate_hz).samples
+            )
+            head, tail = (self._decode(end) for end in self._ends(clip))
+            return _PreparedClip(clip, unit, stored, whole, (head, tail))
+        unit = f"{clip.content_hash}:{clip.start_sample}:{clip.num_samples}"
+        stored = self._look_up(unit)
+        samples = None if stored is not None else self._decode(clip)
+        return _PreparedClip(clip, unit if crops == "fixed" else None, stored, samples)
+
+    def _decode(self, clip: Clip) -> Tensor:
+        return load_window(clip, self.backbone.sample_rate_hz)
+
+    # The thread of the model: compute and keep -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def outputs(self, prepared: Prepared) -> Tensor:
+        """`(B, T, D)` on the backbone's device (`(B, 1, D)` pooled), in the precision that the stem gives."""
+        device = next((t.device for t in [*self.backbone.parameters(), *self.backbone.buffers()]), None)
+        return torch.stack([self._output(one) for one in prepared.clips]).to(device)
+
+    def _output(self, one: _PreparedClip) -> Tensor:
+        if one.stored is not None:
+            self._hits += 1
+            output = one.stored
+        else:
+            assert one.samples is not None
+            self._misses += 1
+            output = self._compute(one.samples) if one.ends is None else self._compute_recording(one.samples)
+            if one.unit is not None:
+                self._keep(one.unit, output, reserved=one.ends is not None)
+        return output if one.ends is None else self._cut(output, one)
+
+    def _compute(self, samples: Tensor) -> Tensor:
+        """`(S,)` -> `(T, D)` or `(1, D)` on the CPU."""
+        device = next(
+            (t.device for t in [*self.backbone.parameters(), *self.backbone.buffers()]), samples.device
+        )
+        x = samples[None].to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.stage == "stem":
+                return self.backbone.project(x)[0].cpu()
+            return self.backbone(x, layers=[self.layer], reduce="mean").layers[self.layer][0].cpu()
+
+    def _compute_recording(self, samples: Tensor) -> Tensor:
+        """The stem's output for a whole recording, in overlapping pieces: `(S,)` -> `(T, D)`."""
+        local = self.backbone.local_stem
+        assert local is not None
+        step, edge = local.step_samples, local.edge_frames
+        frames = self.backbone.num_frames(len(samples))
+        size = max(4 * edge, round(PIECE_SECONDS * self.backbone.sample_rate_hz / step))
+        pieces = []
+        for first in range(0, frames, size):
+            last = min(first + size, frames)
+            if frames - last < 2 * edge:  # too short for a piece of its own
+                last = frames
+            begin = max(0, first - edge)
+            end = len(samples) if last == frames else (last + edge) * step
+            out = self._compute(samples[begin * step : end])
+            pieces.append(out[first - begin : last - begin])
+            if last == frames:
+                break
+        return torch.cat(pieces)
+
+    # Windows out of a recording --------------------------------------------------------------------------------
+
+    def _is_cut(self, clip: Clip) -> bool:
+        """Whether this window is cut out of its recording's output; short ones cost as much as their ends."""
+        local = self.backbone.local_stem
+        assert local is not None
+        if clip.start_sample % local.step_samples:
+            raise ValueError(
+                f"a window that is cut out of kept outputs begins at a multiple of {local.step_samples} samples, got "
+                f"{clip.start_sample}"
+            )
+        long_enough = self.backbone.num_frames(clip.num_samples) >= 4 * local.edge_frames
+        return long_enough and clip.content_hash in self._admitted
+
+    def _ends(self, clip: Clip) -> tuple[Clip, Clip]:
+        """Stretches at the two ends of a window whose outer frames are those of the window itself."""
+        local = self.backbone.local_stem
+        assert local is not None
+        span = 2 * local.edge_frames
+        tail = (self.backbone.num_frames(clip.num_samples) - span) * local.step_samples
+        return (
+            Clip(clip.path, clip.content_hash, clip.start_sample, span * local.step_samples),
+            Clip(clip.path, clip.content_hash, clip.start_sample + tail, clip.num_samples - tail),
+        )
+
+    def _cut(self, recording_TD: Tensor, one: _PreparedClip) -> Tensor:
+        """A window's frames: the recording's, but the outer ones computed from the window's ends."""
+        local = self.backbone.local_stem
+        assert local is not None and one.ends is not None
+        edge, frames = local.edge_frames, self.backbone.num_frames(one.clip.num_samples)
+        first = one.clip.start_sample // local.step_samples
+        head, tail = (self._compute(samples) for samples in one.ends)
+        return torch.cat([head[:edge], recording_TD[first + edge : first + frames - edge], tail[-edge:]])
+
+    # Entries ---------------------------------------------------------------------------------------------------
+
+    def _look_up(self, unit: str) -> Tensor | None:
+        with self._lock:
+            if (kept := self._kept.get(unit)) is not None:
+                return kept
+        if self._table is None or (stored := self._table.read(unit)) is None:
+            return None
+        self._keep_in_memory(unit, stored, reserved=unit.endswith(":whole"))
+        return stored
+
+    def _keep(self, unit: str, output: Tensor, reserved: bool) -> None:
+        self._keep_in_memory(unit, output, reserved)
+        if self._table is not None:
+            self._table.add(unit, output)
+
+    def _keep_in_memory(self, unit: str, output: Tensor, reserved: bool) -> None:
+        size = output.numel() * output.element_size()
+        with self._lock:
+            if unit in self._kept:
+                return
+            if self._bytes + (0 if reserved else self._reserved) + size > self.max_bytes:
+                self._refused += 1
+                return
+            if reserved:
+                self._reserved = max(0, self._reserved - size)
+            self._kept[unit] = output.contiguous()
+            self._bytes += size
+
+    def close(self) -> None:
+        """Write what is not on the disk yet, and let another process write."""
+        if self._table is not None:
+            self._table.close()
+
+
+def load_window(clip: Clip, sample_rate_hz: int) -> Tensor:
+    """`(S,)`. Raises AudioError, also for a file that gives less than its header promised."""
+    samples = load_audio(
+        clip.path,
+        sample_rate_hz,
+        start_seconds=clip.start_sample / sample_rate_hz,
+        duration_seconds=clip.num_samples / sample_rate_hz,
+    ).samples
+    if len(samples) != clip.num_samples:
+        start_seconds = clip.start_sample / sample_rate_hz
+        raise AudioError(
+            clip.path, f"gives {len(samples)} of {clip.num_samples} samples from {start_seconds:.3f} s on"
+        )
+    return samples

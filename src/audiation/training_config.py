@@ -1,0 +1,166 @@
+"""The choices of a training run, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How `training.fit` trains. The optimiser is Adam with torch's betas and epsilon.
+
+    steps: optimiser steps.
+    batch_size: examples per optimiser step, over all ranks and accumulations.
+    micro_batch_size: examples that go through the model at once, with batch-norm statistics and random numbers of
+        their own; divides batch_size. None: batch_size. It belongs to the result; how micro-batches are spread
+        over ranks does not.
+    learning_rate: of everything that is trained, unless group_learning_rates says otherwise.
+    group_learning_rates: (prefix of parameter names, learning rate); the longest prefix wins.
+    schedule: "constant"; "cosine" falls from learning_rate to min_learning_rate over the steps after the warm-up;
+        "plateau" multiplies by plateau_factor after plateau_patience validations in a row without improvement.
+    min_learning_rate: where cosine and plateau end; in groups in the proportion of their rates.
+    warmup_steps: in the first so many steps the rate rises linearly, `rate * (s + 1) / warmup_steps` at step s.
+    weight_decay: L2 in Adam's coupled form, on everything that is trained.
+    clip_norm: largest norm of all gradients together; None: they are not clipped.
+    precision: "bf16": the model computes under bfloat16 autocast; parameters stay float32.
+    validate_every_steps: None: after the last step only.
+    patience: stop after that many validations in a row without improvement; None: never.
+    keep: which state the module holds at the end, the "best" by validation (the first of equals) or the "last".
+    checkpoint_every_steps, checkpoint_every_seconds: whichever comes first. When it happens changes no result.
+    seed: of everything random while training.
+    tensorboard: write events for TensorBoard beside the log.
+    """
+
+    steps: int
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    learning_rate: float = 1e-4
+    group_learning_rates: tuple[tuple[str, float], ...] = ()
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    min_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    plateau_factor: float = 0.5
+    plateau_patience: int = 5
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    validate_every_steps: int | None = None
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    checkpoint_every_steps: int = 100
+    checkpoint_every_seconds: float = 60.0
+    seed: int = 0
+    tensorboard: bool = False
+
+    # Fields that a resumed run may have otherwise, because no result depends on them. Subclasses add theirs.
+    free_to_change: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every_steps", "checkpoint_every_seconds", "tensorboard"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "plateau_patience", "checkpoint_every_steps"):
+            _check_count(name, getattr(self, name), 1)
+        for name in ("micro_batch_size", "validate_every_steps", "patience"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "seed"):
+            _check_count(name, getattr(self, name), 0)
+        for name in ("learning_rate", "checkpoint_every_seconds"):
+            _check_positive(name, getattr(self, name))
+        for prefix, rate in self.group_learning_rates:
+            _check_positive(
+                f"the learning rate of '{prefix}' (to freeze it, set requires_grad_(False))", rate
+            )
+        if self.clip_norm is not None:
+            _check_positive("clip_norm (None: no clipping)", self.clip_norm)
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be a number >= 0, got {self.weight_decay}")
+        if not 0.0 < self.plateau_factor < 1.0:
+            raise ValueError(f"plateau_factor must be between 0 and 1, got {self.plateau_factor}")
+        if not 0.0 <= self.min_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate must be from 0 to learning_rate = {self.learning_rate:g}, "
+                f"got {self.min_learning_rate:g}"
+            )
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be fewer than steps {self.steps}")
+        prefixes = Counter(prefix for prefix, _ in self.group_learning_rates)
+        if twice := [prefix for prefix, count in prefixes.items() if count > 1]:
+            raise ValueError(f"group_learning_rates has '{twice[0]}' twice")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        allowed = {
+            "schedule": ("constant", "cosine", "plateau"),
+            "precision": ("fp32", "bf16"),
+            "keep": ("best", "last"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is one of {', '.join(values)}, got {getattr(self, name)!r}")
+        if self.validate_every_steps is None:
+            if self.schedule == "plateau":
+                raise ValueError("schedule='plateau' goes by validations. Set validate_every_steps.")
+            if self.patience is not None:
+                raise ValueError(f"patience={self.patience} counts validations. Set validate_every_steps.")
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Per optimiser step, over all ranks."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+    def learning_rate_at(
+        self, step: int, base_learning_rate: float | None = None, num_reductions: int = 0
+    ) -> float:
+        """Learning rate of optimiser step `step` (the first is 0).
+
+        Args:
+            base_learning_rate: that of a group; None: `learning_rate`.
+            num_reductions: by the plateau schedule so far.
+        """
+        base = self.learning_rate if base_learning_rate is None else base_learning_rate
+        floor = self.min_learning_rate * (base / self.learning_rate)
+        if step < self.warmup_steps:
+            return base * (step + 1) / self.warmup_steps
+        if self.schedule == "cosine":
+            fraction = min(1.0, (step - self.warmup_steps) / (self.steps - self.warmup_steps))
+            return floor + 0.5 * (base - floor) * (1.0 + math.cos(math.pi * fraction))
+        if self.schedule == "plateau":
+            return max(base * self.plateau_factor**num_reductions, floor)
+        return base
+
+    def base_learning_rates(self, names: Iterable[str]) -> dict[str, float]:
+        """Name of every trained parameter -> its learning rate before the schedule.
+
+        Raises:
+            ValueError: a prefix in group_learning_rates that decides about none of them.
+        """
+        names, rates = list(names), dict(self.group_learning_rates)
+        longest = {
+            name: max((p for p in rates if name.startswith(p)), key=len, default=None) for name in names
+        }
+        idle = [prefix for prefix in rates if prefix not in longest.values()]
+        if idle:
+            raise ValueError(
+                f"group_learning_rates: no trained parameter is decided by '{idle[0]}'. Trained are "
+                f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+            )
+        return {name: self.learning_rate if p is None else rates[p] for name, p in longest.items()}
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number, got {value!r}")
