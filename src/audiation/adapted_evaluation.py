@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from audiation import __version__
 from audiation.adaptation import AdaptConfig, Example, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.audio import AudioError
@@ -18,6 +17,7 @@ from audiation.backbones import Backbone
 from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import ExtractProgress
+from audiation.leaderboard import current_versions
 from audiation.methods import format_method, parse_choices
 from audiation.protocols import AdaptProtocol
 from audiation.splits import Split
@@ -98,7 +98,7 @@ def judge_adapted(
             layer,
             dataclasses.asdict(config),
             split_hash,
-            __version__,
+            current_versions(),
         ]
     )
     run_dir = cache_dir("runs", hashlib.sha256(key.encode()).hexdigest()[:16])

@@ -174,14 +174,14 @@ def _adapt_on(
             progress=lambda p: _show_training(bar, row, p), **options,
         )  # fmt: skip
         bar.update(row, detail=f"{report.metric} {report.valid_score:.3f} on validation")
-    for one in report.unused:
-        console.print(f"not used ({one.split}): {one.reason}", markup=False, style="red", soft_wrap=True)
     for name, score in report.scores.items():
         interval = report.intervals[name]
         span = "" if interval is None else f", 95 % interval {interval.low:.3f} to {interval.high:.3f}"
         console.print(f"{name} {score:.3f} on {report.num_test_tracks} test tracks{span}", highlight=False)
     if not report.scores:
         console.print("There is no test split, so nothing says how good this is on new recordings.")
+    if report.unused:
+        console.print(f"{len(report.unused)} recordings could not be used; see above.", style="red")
     console.print(
         f"Adapter: {report.directory} ({report.parameters.trainable:,} parameters and a head of "
         f"{report.head_parameters:,})\nAsk it:  audiation predict FILE... --adapter {report.directory}",

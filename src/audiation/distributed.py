@@ -6,6 +6,8 @@ resumed run would add them in another order, and which waits for ever for a para
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -54,7 +57,15 @@ def process_group(device: str | torch.device = "cpu") -> Iterator[torch.device]:
             raise ValueError(f"{_processes_started()} processes cannot share {device}. Use device='cuda'.")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    # Each time under a prefix of its own: in the store lie the addresses of earlier groups, which are gone.
+    store = dist.PrefixStore(f"audiation/{next(_group_numbers)}", _store())
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=_processes_started(),
+        timeout=TIMEOUT,
+    )
     yield device
     # Not after an error: leaving in order would wait for ranks that are gone.
     dist.destroy_process_group()
@@ -115,6 +126,16 @@ def values_of_all(value: T) -> list[T]:
     box: list[Any] = [None] * rank.count
     dist.all_gather_object(box, value)
     return box
+
+
+_group_numbers = itertools.count()  # the same on all ranks, which join and leave together
+
+
+@functools.cache
+def _store() -> dist.Store:
+    """Where the processes find each other; torchrun's, by its environment variables."""
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    return store
 
 
 def _processes_started() -> int:

@@ -181,7 +181,7 @@ AP_UNDEFINED_SKIPPED = over_all_tracks(
 )
 
 
-# Numbers: Emotion, Values --------------------------------------------------------------------------------
+# Numbers: Emotion, Values ------------------------------------------------------------------------------
 
 
 def _r2(numbers: Callable[[Any], Sequence[float]]) -> Callable[[Sequence[Any], Sequence[Any]], float]:
@@ -202,23 +202,23 @@ def _r2(numbers: Callable[[Any], Sequence[float]]) -> Callable[[Sequence[Any], S
 
 
 def _r2_of_values(references: Sequence[Values], estimates: Sequence[Values]) -> float:
-    names = tuple(references[0].values) if isinstance(references[0], Values) else ()
-    return _r2(lambda track: _numbers(track, names))(references, estimates)
+    return _r2(lambda track: _numbers(track, references[0]))(references, estimates)
 
 
 def _mean_absolute_error(reference: Values, estimate: Values) -> float:
     """Mean over the dimensions, each in its own unit."""
-    names = tuple(reference.values) if isinstance(reference, Values) else ()
-    differences = np.subtract(_numbers(reference, names), _numbers(estimate, names))
-    return float(np.abs(differences).mean())
+    return float(np.abs(np.subtract(_numbers(reference, reference), _numbers(estimate, reference))).mean())
 
 
-def _numbers(track: Values, names: tuple[str, ...]) -> list[float]:
-    if not isinstance(track, Values) or track.values.keys() != set(names):
+def _numbers(track: Values, first: Values) -> list[float]:
+    """The numbers of a track in the order of the first."""
+    if not isinstance(track, Values) or not isinstance(first, Values):
+        raise ValueError(f"a score of values compares two values, got {first!r} and {track!r}")
+    if track.values.keys() != first.values.keys():
         raise ValueError(
-            f"every track needs values of the same names ({', '.join(names) or 'none'}), got {track!r}"
+            f"every track needs the same names: {', '.join(first.values)}; got {', '.join(track.values)}"
         )
-    return [track.values[name] for name in names]
+    return [track.values[name] for name in first.values]
 
 
 R2_AROUSAL = over_all_tracks("r2_arousal", _r2(lambda emotion: (emotion.arousal,)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,15 @@ from typing import Any
 import torch
 
 from audiation.adaptation import AdaptConfig, Example, Unused, epoch_steps, train_adaptation
-from audiation.adapted import TrackAnswer, answer_track
+from audiation.adapted import AdaptedModel, TrackAnswer, answer_track
 from audiation.adapted_evaluation import answer_examples, with_choices
-from audiation.adapters import AdapterBank, load_adapter, save_adapter
+from audiation.adapters import AdapterBank, check_place, load_adapter, save_adapter
 from audiation.audio import AudioError
 from audiation.datasets.labelled import read_labelled
 from audiation.distributed import this_rank
 from audiation.leaderboard import Interval, bootstrap_interval, current_versions
 from audiation.loading import load_backbone
-from audiation.methods import ParameterCount, format_method, inject, merge, parse_method
+from audiation.methods import ParameterCount, format_method, inject, parse_method
 from audiation.methods.finetune import FineTune
 from audiation.tasks.labelled import labelled_task
 from audiation.training import TrainingProgress
@@ -136,6 +137,19 @@ def adapt(
         "are trained, and a head"
     )
     directory = Path(out)
+    check_place(directory)
+    said: set[Unused] = set()
+
+    def say_unused(unused: Iterable[Unused]) -> None:
+        for one in unused:
+            if one not in said:
+                said.add(one)
+                say(f"not used ({one.split}): {one.reason}")
+
+    def ready(sentence: str, unused: tuple[Unused, ...]) -> None:
+        say(sentence)
+        say_unused(unused)
+
     adaptation = train_adaptation(
         trunk,
         task.target,
@@ -148,7 +162,7 @@ def adapt(
         cache_directory=None if cache_directory is None else Path(cache_directory),
         device=device,
         progress=progress,
-        on_ready=lambda sentence, unused: _say_ready(say, sentence, unused),
+        on_ready=ready,
     )
     model, training = adaptation.model, adaptation.report
     scores: dict[str, float] = {}
@@ -156,6 +170,7 @@ def adapt(
     unused = list(adaptation.unused)
     answers = answer_examples(model, examples["test"], config.precision)
     unused += [Unused(track_id, "test", reason) for track_id, reason in answers.failures]
+    say_unused(unused)
     if answers.estimates:
         references = [e.annotation for e in examples["test"] if e.track_id in answers.estimates]
         pairs = references, list(answers.estimates.values())
@@ -189,14 +204,9 @@ def adapt(
         training.train_seconds,
     )
     if this_rank().is_first:
-        save_adapter(model, directory, info=_info(report, labelled.split_hash, labelled.counts, config))
+        info = _info(report, labelled.split_hash, labelled.counts, config)
+        save_adapter(model, directory, info=info, moved_statistics=config.frozen_mode == "published")
     return report
-
-
-def _say_ready(say: Callable[[str], None], sentence: str, unused: tuple[Unused, ...]) -> None:
-    say(sentence)
-    for one in unused:
-        say(f"not used ({one.split}): {one.reason}")
 
 
 def _info(
@@ -265,24 +275,20 @@ def predict(
         raise ValueError("name at least one adapter directory")
     if fold and len(directories) > 1:
         raise ValueError(f"merging changes the weights, so it takes one adapter, got {len(directories)}")
-    first = load_adapter(directories[0], weights=weights, device=device)
-    if fold:
-        first.backbone = merge(first.backbone)
-        first.eval()
-    names = [d.name if len(directories) == 1 else str(d) for d in directories]
-    bank: AdapterBank | None = None
-    if len(directories) > 1:
-        bank = AdapterBank.of(first, names[0])
-        for name, directory in zip(names[1:], directories[1:], strict=True):
-            bank.add(name, directory)
+    if len(directories) == 1:
+        model = load_adapter(directories[0], weights=weights, device=device, merge=fold)
+        models: dict[str, Callable[[], AdaptedModel]] = {directories[0].name: lambda: model}
+    else:
+        bank = AdapterBank.load({str(d): d for d in directories}, weights=weights, device=device)
+        models = {name: functools.partial(bank.use, name) for name in bank.names}
     for path in map(Path, paths):
-        for name in names:
-            model = first if bank is None else bank.use(name)
+        for name, at_work in models.items():
+            asked = at_work()
             try:
-                answer = answer_track(model, path, batch_size=batch_size, precision=precision)
+                answer = answer_track(asked, path, batch_size=batch_size, precision=precision)
             except AudioError as error:
                 yield Prediction(path, name, None, {}, (), str(error))
                 continue
-            scores = model.target.scores
+            scores = asked.target.scores
             windows = tuple(scores(row) for row in answer.window_logits)
             yield Prediction(path, name, answer, scores(answer.logits), windows)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from audiation import __version__
 from audiation.annotations import Key, Label, Tags, Values
 from audiation.own_audio import Prediction
 
 Format = Literal["json", "csv", "jams"]
+VERSION = importlib.metadata.version("audiation")
 JAMS_VERSION = "0.3.4"  # of the schema that is written
 
 
@@ -149,9 +150,9 @@ def _jams_annotation(p: Prediction, duration: float) -> dict[str, Any]:
         "annotation_metadata": {
             "curator": {"name": "", "email": ""},
             "annotator": {},
-            "version": __version__,
+            "version": VERSION,
             "corpus": "",
-            "annotation_tools": f"audiation {__version__}, adapter {p.adapter}",
+            "annotation_tools": f"audiation {VERSION}, adapter {p.adapter}",
             "annotation_rules": "",
             "validation": "",
             "data_source": "program",

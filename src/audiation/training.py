@@ -111,9 +111,9 @@ def fit(
     """Train what requires gradients in `module`, which ends in the state that `config.keep` names.
 
     Can be killed at any moment and called again: it goes on from the last checkpoint in `run_dir` and ends with the
-    same bits as a run that was never killed (with as many threads and processes). A finished run gives its report at
-    once. Saved are the parameters that require gradients, and the running statistics of batch norms in training mode;
-    nothing else in `module` may change from step to step.
+    same bits as a run that was never killed (with as many threads and processes; on CUDA, as far as torch's kernels
+    repeat themselves). A finished run gives its report at once. Saved are the parameters that require gradients, and
+    the running statistics of batch norms in training mode; nothing else in `module` may change from step to step.
 
     Several processes: start them with torchrun and call this inside `with process_group(device) as device:`.
     Micro-batch i of a step goes to rank i modulo their number; rank 0 alone validates, reports and writes files, and

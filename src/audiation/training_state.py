@@ -62,7 +62,7 @@ def load_trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> None
     for what, names in (("lacks", missing), ("has the unknown", unknown), ("does not fit:", misshaped)):
         if names:
             raise ValueError(
-                f"this trainable state {what} {_listed(names)}. It goes with a module that is adapted, frozen "
+                f"this trainable state {what} {listed(names)}. It goes with a module that is adapted, frozen "
                 "and in training mode in the same places."
             )
     with torch.no_grad():
@@ -152,7 +152,7 @@ class RunFolder:
         ]
         if differences:
             raise RunFolderError(
-                f"{self.directory} holds another run: {_listed(differences)}. Use another folder, or delete this one "
+                f"{self.directory} holds another run: {listed(differences)}. Use another folder, or delete this one "
                 "to begin again."
             )
 
@@ -198,7 +198,7 @@ class RunFolder:
             raise self._damaged(self.best, error) from error
         if header != _best_header(validation):
             raise RunFolderError(
-                f"{self.best} holds {header}, but the best of this run is {_best_header(validation)}. "
+                f"{self.best} is about {header.get('validation')}, but the best of this run is {validation}. "
                 f"Delete {self.directory} to begin again."
             )
         return state
@@ -254,6 +254,11 @@ class TrainingLog:
             self._writer.close()
 
 
+def listed(items: list[str]) -> str:
+    """The first few, for an error message."""
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make the file under another name, and put it in place when it is on the disk."""
     temporary = path.with_name(path.name + ".part")
@@ -284,7 +289,8 @@ def _cut_log(path: Path, last_step: int) -> None:
 
 
 def _best_header(validation: Validation) -> dict[str, str]:
-    return {"step": str(validation.step), "score": repr(validation.score)}
+    # One entry, because safetensors writes several in an order that changes from process to process.
+    return {"validation": json.dumps({"step": validation.step, "score": validation.score})}
 
 
 def _differences(part: str, held: Any, wanted: Any, free_to_change: frozenset[str]) -> list[str]:
@@ -300,7 +306,3 @@ def _differences(part: str, held: Any, wanted: Any, free_to_change: frozenset[st
 
 
 _ABSENT = object()
-
-
-def _listed(items: list[str]) -> str:
-    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from audiation.distributed import copy_from_first, sum_over_ranks, this_rank, values_of_all
 from audiation.micro_batches import BatchStatistics, Place, random_stream
 from audiation.training_config import TrainConfig
+from audiation.training_state import listed
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class OptimiserStep:
         self.module, self.compute_loss, self.config, self.device = module, compute_loss, config, device
         self.trained, self.rank = dict(trained), this_rank()
         self.optimiser = _adam(self.trained, config)
+        self.optimiser.zero_grad(set_to_none=True)  # whatever the caller left there
         self._statistics = BatchStatistics(module)
         self._part_names: tuple[str, ...] | None = None  # agreed on in the first step of this process
 
@@ -150,7 +152,8 @@ class OptimiserStep:
         totals = torch.cat([torch.stack([loss.row(parts, self.device) for loss in losses]).sum(0), present])
         sum_over_ranks([totals])
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-        torch._foreach_mul_(gradients, 1.0 / totals[1])
+        if gradients:
+            torch._foreach_mul_(gradients, (1.0 / totals[1]).to(gradients[0].dtype))
         norm = torch.nn.utils.get_total_norm(gradients).to(totals)
         loss_sum, count, *rest, grad_norm = torch.cat([totals, norm.reshape(1)]).tolist()
         part_sums, having = rest[: len(parts)], rest[len(parts) :]
@@ -215,11 +218,6 @@ class _MicroBatchLoss:
         count = self.count.to(device, torch.float64)
         weighted = [count * self.parts[name] for name in parts]
         return torch.stack([self.sum.to(device, torch.float64), count, *weighted])
-
-
-def listed(items: list[str]) -> str:
-    """The first few, for an error message."""
-    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def of_files(names: tuple[str, ...]) -> str:

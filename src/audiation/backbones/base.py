@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,17 @@ class LocalStem:
 
     step_samples: int
     edge_frames: int
+
+
+class OfficialModule(NamedTuple):
+    """Where a linear map is in the published implementation.
+
+    path: dotted, from the root of the published model.
+    is_convolution: it is a convolution over one frame there, with weights `(out, in, 1)`.
+    """
+
+    path: str
+    is_convolution: bool = False
 
 
 class Backbone(nn.Module):
@@ -204,6 +215,14 @@ class Backbone(nn.Module):
     def num_frames(self, num_samples: int) -> int:
         """Output frames for a clip of `num_samples`."""
         raise NotImplementedError
+
+    def official_module(self, own: str) -> OfficialModule:
+        """Where a linear map of the encoder, under its own dotted name, is in the published implementation.
+
+        Raises:
+            ValueError: there is none whose modules are known.
+        """
+        raise ValueError(f"no published implementation of '{self.name}' is known by the names of its modules")
 
     def check_input(self, waveform: Tensor, num_samples: Tensor | None) -> Tensor:
         """Validate the arguments of `forward`; returns lengths `(B,)`."""

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, OfficialModule
 from audiation.backbones.transformer import PositionalConv, TransformerBlock, TransformerEncoder, gelu
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors, normalise_weight_norm
 
@@ -140,6 +140,9 @@ class Mert(Backbone):
 
     def project(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         return self.stem(waveform, num_samples).projected
+
+    def official_module(self, own: str) -> OfficialModule:
+        return OfficialModule(_official_module(own))
 
 
 class StemOutput(NamedTuple):
@@ -354,8 +357,11 @@ def official_names(backbone: Mert) -> Iterator[tuple[str, str]]:
     for own, _ in backbone.named_parameters():
         module, _, leaf = own.rpartition(".")
         leaf = {"gain": "weight_g", "direction": "weight_v"}.get(leaf, leaf)
-        official = next(re.sub(p, o, module) for p, o in _OFFICIAL_MODULES if re.fullmatch(p, module))
-        yield f"{official}.{leaf}", own
+        yield f"{_official_module(module)}.{leaf}", own
+
+
+def _official_module(own: str) -> str:
+    return next(re.sub(p, o, own) for p, o in _OFFICIAL_MODULES if re.fullmatch(p, own))
 
 
 _OFFICIAL_MODULES = (

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, LocalStem
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, LocalStem, OfficialModule
 from audiation.backbones.conformer import ConformerConfig, ConformerEncoder
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
 from audiation.backbones.musicfm_checkpoint import (
+    BLOCK_NAMES,
     CONV_CHANNELS,
     FFT_SAMPLES,
     MEL_HOP_SAMPLES,
@@ -100,6 +101,11 @@ class MusicFM(Backbone):
 
     def project(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
         return self.stem(waveform)
+
+    def official_module(self, own: str) -> OfficialModule:
+        block, _, name = own.removeprefix("encoder.blocks.").partition(".")
+        official = next(theirs for theirs, ours in BLOCK_NAMES.items() if ours == name)
+        return OfficialModule(f"conformer.layers.{block}.{official}", is_convolution="pointwise" in name)
 
 
 class Stem(nn.Module):

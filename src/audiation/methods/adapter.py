@@ -76,4 +76,7 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(tensor)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.up(F.gelu(self.down(x_BTD)))
+        narrow = F.gelu(self.down(x_BTD)).flatten(0, -2)
+        # As in LowRankUpdate: one pass, and contiguous for its gradient's sake.
+        factor = self.up.weight.t().contiguous()
+        return torch.addmm(x_BTD.flatten(0, -2), narrow, factor).add_(self.up.bias).view_as(x_BTD)

@@ -91,8 +91,8 @@ def inject(
 
     Raises:
         UnknownNameError: no such method.
-        ValueError: the backbone is adapted already, is rounded to bf16, or has no place for the method. It is left as
-            it was then.
+        ValueError: the backbone is adapted already, is rounded to bf16, was made in inference mode, or has no place
+            for the method. It is left as it was then.
     """
     method = parse_method(method) if isinstance(method, str) else method
     if backbone.adapted_with is not None:
@@ -104,6 +104,11 @@ def inject(
         raise ValueError(
             f"{backbone.name} has been rounded to {backbone.precision}; adapt it in fp32 and train with "
             'precision="bf16" (autocast), or merge before rounding'
+        )
+    if method.trains_backbone and any(p.is_inference() for p in backbone.parameters()):
+        raise ValueError(
+            f"{backbone.name} was made in inference mode, and nothing in it can be trained. Load it outside of "
+            "`torch.inference_mode()`."
         )
     before = {name: p.requires_grad for name, p in backbone.named_parameters()}
     registered = sum(p.numel() for p in backbone.parameters())

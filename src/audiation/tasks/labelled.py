@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from audiation.annotations import Tags
+from audiation.annotations import Values
 from audiation.datasets.labelled import LabelledAudio
 from audiation.metrics import (
     ACCURACY,
@@ -20,37 +18,44 @@ from audiation.targets import ClassTarget, KeyTarget, TagsTarget, Target, Values
 from audiation.tasks.base import Task
 
 
-def labelled_task(data: LabelledAudio) -> Task:
-    """One task out of the labels; its first metric selects.
+def labelled_task(data: LabelledAudio, name: str | None = None) -> Task:
+    """One task out of the labels; its first metric selects. It is not registered: it lives with its data.
 
-    Classes: accuracy, then its mean over classes. Tags: mean average precision (a tag without positives counts 0),
-    then ROC AUC. Numbers: R2, then mean absolute error. Keys: weighted score, then accuracy.
+    Classes: accuracy, then its mean over classes. Keys: weighted score, then accuracy. Numbers: R2, then mean absolute
+    error; the target knows the means and deviations of training. Tags: mean average precision as the papers print it,
+    where a tag without a positive in the split counts 0, then ROC AUC, which leaves such tags out. Of all variants of
+    average precision this one is defined wherever any tag has a positive.
+
+    Args:
+        name: of the task; None: that of the file or folder.
     """
-    target: Target
-    metrics: tuple[Metric, ...]
-    if data.kind == "class":
-        target, metrics = ClassTarget(data.names), (ACCURACY, ACCURACY_CLASS_MACRO)
-    elif data.kind == "tags":
-        target, metrics = TagsTarget(data.names), (AP, ROC_AUC)
-    elif data.kind == "key":
-        target, metrics = KeyTarget(), (KEY_WEIGHTED, ACCURACY)
-    else:
-        values = [t.annotation for t in data.split("train")]  # type: ignore[attr-defined]
-        target, metrics = ValuesTarget.fit(data.names, values), (R2_VALUES, MEAN_ABSOLUTE_ERROR)
-    names = data.names
-
-    def annotation(track: Any) -> Any:
-        """A track's tags with those that it does not have, as metrics compare them."""
-        if data.kind != "tags":
-            return track.annotation
-        return Tags({name: track.annotation.scores.get(name, 0.0) for name in names})
-
+    target, metrics = _target_and_metrics(data)
     return Task(
-        name="labelled",
-        question=f"which {data.kind}?" if data.kind != "regression" else "how much?",
-        train_dataset="labelled",
-        test_dataset="labelled",
-        annotation=annotation,
+        name=name or data.source.stem or data.name,
+        question=_question(data),
+        train_dataset=data.name,
+        test_dataset=data.name,
+        annotation=lambda track: track.annotation,
         target=target,
         metrics=metrics,
     )
+
+
+def _target_and_metrics(data: LabelledAudio) -> tuple[Target, tuple[Metric, ...]]:
+    if data.kind == "class":
+        return ClassTarget(data.names), (ACCURACY, ACCURACY_CLASS_MACRO)
+    if data.kind == "key":
+        return KeyTarget(), (KEY_WEIGHTED, ACCURACY)
+    if data.kind == "tags":
+        return TagsTarget(data.names), (AP, ROC_AUC)
+    learned = [t.annotation for t in data.tracks if t.split == "train" and isinstance(t.annotation, Values)]
+    return ValuesTarget.fit(data.names, learned), (R2_VALUES, MEAN_ABSOLUTE_ERROR)
+
+
+def _question(data: LabelledAudio) -> str:
+    return {
+        "class": f"which of {len(data.names)} classes?",
+        "key": "which of 24 keys?",
+        "tags": f"which of {len(data.names)} tags?",
+        "regression": f"how much: {', '.join(data.names)}?",
+    }[data.kind]

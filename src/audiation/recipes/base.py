@@ -1,0 +1,111 @@
+"""What a recipe is, and how its runs are carried out: one after another, each kept, so that it can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from audiation.console import evaluate_with_progress
+from audiation.evaluation import Run
+from audiation.leaderboard import Result, ResultError, current_versions
+from audiation.methods import parse_choices
+from audiation.registry import Registry
+
+
+class Recipe(Protocol):
+    """A frozen dataclass whose fields are what can be chosen; its docstring says what it makes."""
+
+    def carry_out(self, out: Path, device: str, console: Console) -> None:
+        """Make it. Files go into `out`, a folder of its own."""
+        ...
+
+
+RECIPES: Registry[type[Any]] = Registry("recipe", "audiation.recipes")
+
+
+def parse_recipe(text: str) -> Any:
+    """'petl_sensitivity:task=scores-key' -> the recipe.
+
+    Raises:
+        UnknownNameError: no recipe has that name.
+        ValueError: fields it does not have, or values it does not take.
+    """
+    name, _, choices = text.strip().partition(":")
+    kind = RECIPES[name.strip()]
+    return kind(**parse_choices(kind, choices, f"recipe '{name.strip()}'"))
+
+
+def run_recipe(text: str, out: Path, *, device: str = "cpu", console: Console | None = None) -> None:
+    """Carry out a recipe by its short form; its files go into a folder of its name below `out`."""
+    recipe = parse_recipe(text)
+    recipe.carry_out(out / text.partition(":")[0].strip(), device, console or Console())
+
+
+def list_recipes(console: Console | None = None) -> None:
+    """Print name, fields and purpose of every recipe."""
+    table = Table(title="recipes", title_justify="left")
+    for column in ("name", "what it makes", "choices"):
+        table.add_column(column, overflow="fold")
+    for name in RECIPES:
+        kind = RECIPES[name]
+        fields = ", ".join(f"{f}={v.default}" for f, v in kind.__dataclass_fields__.items())
+        table.add_row(name, (kind.__doc__ or "").strip().split("\n")[0], fields or "-")
+    (console or Console()).print(table)
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    run: Run
+    reason: str
+
+
+@dataclass(frozen=True)
+class Carried:
+    """results: of the runs that ended, in order. failed: the others, with their reasons."""
+
+    results: tuple[Result, ...]
+    failed: tuple[FailedRun, ...]
+
+    def result_of(self, run: Run) -> Result | None:
+        return next((r for r in self.results if Run.of(r) == run), None)
+
+
+def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console) -> Carried:
+    """Evaluate runs one after another; one whose result of these versions lies in `out` is not repeated.
+
+    A run that cannot be carried out (data that is not there, a task that does not exist) is reported with its reason,
+    and the others go on.
+    """
+    results, failed = [], []
+    for number, run in enumerate(runs, start=1):
+        path = out / f"{run.task}.{run.backbone}.{run.key}.json"
+        kept = _kept(path)
+        if kept is not None:
+            results.append(kept)
+            continue
+        console.print(
+            f"run {number} of {len(runs)}: {run.backbone}, {run.method}, {run.task}", highlight=False
+        )
+        try:
+            result = evaluate_with_progress(run, out=path, console=console, show_table=False, device=device)
+        except (ValueError, KeyError, OSError) as error:
+            failed.append(FailedRun(run, str(error)))
+            console.print(f"  not carried out: {error}", markup=False, style="red", soft_wrap=True)
+            continue
+        results.append(result)
+    return Carried(tuple(results), tuple(failed))
+
+
+def _kept(path: Path) -> Result | None:
+    if not path.is_file():
+        return None
+    try:
+        result = Result.load(path)
+    except ResultError:
+        return None
+    return result if result.versions == current_versions() else None
