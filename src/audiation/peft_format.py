@@ -25,6 +25,7 @@ from audiation.backbones import Backbone
 from audiation.backbones.base import OfficialModule
 from audiation.backbones.encoder import Block, Linear
 from audiation.methods import ParameterCount, format_method, inject
+from audiation.methods.base import sockets_of
 from audiation.methods.lora import LoRA, LowRankUpdate
 from audiation.weights import WeightsError, check_tensors, read_checkpoint, read_config
 
@@ -54,7 +55,7 @@ def save_peft(backbone: Backbone, directory: str | os.PathLike[str]) -> Path:
     Raises:
         PeftFormatError: another method than LoRA or none, numbers that are not finite, or a directory that holds
             something else.
-        ValueError: no published implementation of the backbone is known.
+        ValueError: no published implementation of the backbone is known, or it has no encoder.
     """
     directory, method = Path(directory), backbone.adapted_with
     if not isinstance(method, LoRA):
@@ -82,6 +83,7 @@ def save_peft(backbone: Backbone, directory: str | os.PathLike[str]) -> Path:
     return directory
 
 
+@torch.inference_mode(mode=False)  # as `inject`
 def load_peft(backbone: Backbone, directory: str | os.PathLike[str]) -> ParameterCount:
     """Put a LoRA that `peft` wrote into a plain backbone, in place, as `methods.inject` does.
 
@@ -96,11 +98,12 @@ def load_peft(backbone: Backbone, directory: str | os.PathLike[str]) -> Paramete
     directory = Path(directory)
     places = {place.official.path: place for place in _places(backbone)}
     config, path = _read_config(directory), directory / TENSORS
-    if not path.is_file() and (directory / PICKLE).exists():
+    if (directory / PICKLE).exists() and not path.exists():
         raise PeftFormatError(
-            f"{directory / PICKLE} is a pickle, which may run code, and is not opened. Where you trust it, load it with "
+            f"{directory / PICKLE} is a pickle, which may run code, and is not opened. If you trust it, load it with "
             "peft and write it with save_pretrained(directory, safe_serialization=True)."
         )
+    _check_file(path)
     try:
         tensors = read_checkpoint(path)
     except WeightsError as error:
@@ -151,7 +154,7 @@ class _Place:
 def _places(backbone: Backbone) -> Iterator[_Place]:
     """Every linear map that may have an update, in order."""
     names = {id(module): name for name, module in backbone.named_modules()}
-    for block in backbone.encoder.blocks if backbone.encoder is not None else ():
+    for block in sockets_of(backbone, "lora").blocks:
         assert isinstance(block, Block)
         for role, linears in block.linears().items():
             for linear in linears:
@@ -196,14 +199,14 @@ class _Config:
 
 
 def _config(backbone: Backbone, method: LoRA, paths: list[str]) -> dict[str, Any]:
-    hub, source = "hub:", backbone.weights_source
+    hub, source, alpha = "hub:", backbone.weights_source, float(method.scale * method.rank)
     return {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": source.removeprefix(hub) if source.startswith(hub) else None,
         "inference_mode": True,
         "r": method.rank,
-        "lora_alpha": method.scale * method.rank,
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": 0.0,
         "target_modules": paths,
         "bias": "none",
@@ -219,10 +222,11 @@ def _config(backbone: Backbone, method: LoRA, paths: list[str]) -> dict[str, Any
 
 def _read_config(directory: Path) -> _Config:
     path = directory / CONFIG
+    _check_file(path)
     try:
         fields = read_config(path)
     except WeightsError as error:
-        raise PeftFormatError(f"{error}. Name a directory that peft wrote.") from error
+        raise PeftFormatError(str(error)) from error
     if fields.get("peft_type") != "LORA":
         raise PeftFormatError(f"{path} is about {fields.get('peft_type')!r}; only 'LORA' can be read")
     # What these start with is not in the weights any more, unless it was taken out of the frozen ones (PiSSA, OLoRA).
@@ -237,7 +241,7 @@ def _read_config(directory: Path) -> _Config:
     rank, alpha, root = fields.get("r"), fields.get("lora_alpha"), fields.get("use_rslora", False)
     if type(rank) is not int or rank < 1:
         raise _unsupported(path, "r", rank, "a whole number >= 1")
-    if type(alpha) not in (int, float) or not (math.isfinite(alpha) and alpha != 0):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < abs(alpha) < math.inf:
         raise _unsupported(path, "lora_alpha", alpha, "a finite number other than 0")
     if type(root) is not bool:
         raise _unsupported(path, "use_rslora", root, "true or false")
@@ -246,6 +250,13 @@ def _read_config(directory: Path) -> _Config:
 
 def _unsupported(path: Path, name: str, value: Any, allowed: str) -> PeftFormatError:
     return PeftFormatError(f"{path} has {name} = {value!r:.80}; what can be read here has {allowed} there")
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise PeftFormatError(
+            f"{path.parent} has no file {path.name}. Name the directory that peft's save_pretrained wrote."
+        )
 
 
 def _write(path: Path, data: bytes) -> None:

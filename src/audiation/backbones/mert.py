@@ -309,6 +309,7 @@ def samples_needed(num_frames: int, config: MertConfig) -> int:
 # Published weights -----------------------------------------------------------------------------------------
 
 
+@torch.inference_mode(mode=False)  # weights made in inference mode could not be trained
 def from_published(
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
@@ -397,6 +398,7 @@ def _with_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # Fresh weights and the registry ----------------------------------------------------------------------------
 
 
+@torch.inference_mode(mode=False)
 def build(
     config: Mapping[str, Any],
     name: str,

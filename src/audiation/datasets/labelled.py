@@ -763,12 +763,11 @@ def _splits(source: Path, listing: _Listing, usable: list[_Row], seed: int) -> t
     )
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """Recordings that stay together. labels: how many of them have each."""
 
     track_ids: tuple[str, ...]
-    labels: Counter[str]
+    labels: dict[str, int]
 
 
 def _split(
@@ -839,13 +838,12 @@ def _groups(rows: Sequence[_Row], seed: int) -> list[_Group]:
     members: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
         members["group" if row.group else "track", row.group or row.track_id].append(row)
-    groups = [
-        _Group(
-            tuple(sorted(row.track_id for row in together)),
-            Counter([label for row in together for label in row.labels or ("",)]),
-        )
-        for together in members.values()
-    ]
+    groups = []
+    for together in members.values():
+        labels: dict[str, int] = {}
+        for label in (label for row in together for label in row.labels or ("",)):
+            labels[label] = labels.get(label, 0) + 1
+        groups.append(_Group(tuple(sorted(row.track_id for row in together)), labels))
     return sorted(groups, key=lambda g: hashlib.sha256(f"{seed}\t{g.track_ids[0]}".encode()).digest())
 
 

@@ -77,6 +77,6 @@ class Bottleneck(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         narrow = F.gelu(self.down(x_BTD)).flatten(0, -2)
-        # As in LowRankUpdate: one pass, and contiguous for its gradient's sake.
-        factor = self.up.weight.t().contiguous()
-        return torch.addmm(x_BTD.flatten(0, -2), narrow, factor).add_(self.up.bias).view_as(x_BTD)
+        # Contiguous as in LowRankUpdate. The stream is added apart: autocast would round it inside the product.
+        update = torch.addmm(self.up.bias, narrow, self.up.weight.t().contiguous())
+        return x_BTD + update.view_as(x_BTD)
