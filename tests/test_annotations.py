@@ -15,6 +15,7 @@ from audiation.annotations import (
     Segments,
     Tags,
     Tempo,
+    Values,
     parse_pitch_class,
 )
 
@@ -79,6 +80,9 @@ def test_the_24_keys_survive_index_and_text():
         lambda: Emotion(0.0, math.inf),
         lambda: Tags({"rock": 1.1}),
         lambda: Tags({"rock": math.nan}),
+        lambda: Values({}),
+        lambda: Values({"year": 1999.0, "loudness": -math.inf}),
+        lambda: Values({"year": math.nan}),
     ],
 )
 def test_nonsense_is_refused_when_it_is_made(make):
@@ -95,7 +99,8 @@ def test_arrays_become_float_seconds_and_whole_positions():
 
 
 @pytest.mark.parametrize(
-    "value", [Key(0, "major"), Tempo(60), Label("rock"), Tags({"rock": 1.0}), Emotion(0, 1)]
+    "value",
+    [Key(0, "major"), Tempo(60), Label("rock"), Tags({"rock": 1.0}), Emotion(0, 1), Values({"year": 1999})],
 )
 def test_annotations_are_frozen(value):
     with pytest.raises(dataclasses.FrozenInstanceError):

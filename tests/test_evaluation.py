@@ -144,3 +144,45 @@ def test_missing_data_says_where_it_was_looked_for(tmp_path, monkeypatch):
 def test_layer_that_does_not_exist(places):
     with pytest.raises(ValueError, match=r"layers 0\.\.0, got 3"):
         evaluate(dataclasses.replace(RUN, layer=3), **places)
+
+
+ADAPTED = Run(
+    "musicfm-mini", "gtzan_genre", "lora", "petl", weights="random", num_layers=1,
+    train="steps=6,precision=fp32,validate_every_steps=3,batch_size=8",
+)  # fmt: skip
+
+
+def test_an_adapted_backbone_is_judged_like_any_other_and_repeats_itself(places, tmp_path):
+    seen: list[EvaluationProgress] = []
+    result = evaluate(ADAPTED, progress=seen.append, **places)
+    assert (result.num_test_tracks, result.num_official_test_tracks) == (19, 20)
+    assert [(f.track_id, f.split) for f in result.failures] == [("rock.00005", "test")]
+    assert result.run["method_parameters"] == 8448 and result.run["departs_from_protocol"]
+    assert result.num_parameters == 8448 + 128 * 128 + 128 + 128 * 10 + 10
+    assert result.run["frozen_mode"] == "eval" and "is kept" in result.run["caching"]
+    assert result.run["config"]["steps"] == 6 and result.run["layer"] == 1
+    assert {s.stage for s in seen} == {"data", "training", "test"}
+    result.save(tmp_path / "result.json")
+    again = evaluate(Run.of(Result.load(tmp_path / "result.json")), **places)
+    assert again.scores == result.scores and again.predictions == result.predictions
+    assert not any((tmp_path / "cache" / "runs").iterdir())  # checkpoints go when the result is there
+
+
+def test_a_probe_under_the_petl_protocol_trains_only_the_head(places):
+    result = evaluate(dataclasses.replace(ADAPTED, method="probe"), **places)
+    assert result.run["method_parameters"] == 0 and "pooled layer 1 is kept" in result.run["caching"]
+
+
+def test_protocols_refuse_what_they_have_no_place_for(places):
+    with pytest.raises(
+        ValueError, match="changes the features. Use method 'probe', or a protocol that adapts: petl"
+    ):
+        evaluate(dataclasses.replace(ADAPTED, protocol="jukemir-single", train=""), **places)
+    with pytest.raises(ValueError, match="train='steps=3' has no place"):
+        evaluate(dataclasses.replace(RUN, train="steps=3"), **places)
+    with pytest.raises(ValueError, match="no field 'step'"):
+        evaluate(dataclasses.replace(ADAPTED, train="step=3"), **places)
+    with pytest.raises(ValueError, match="no encoder to adapt"):
+        evaluate(dataclasses.replace(RUN, method="lora", protocol="petl"), **places)
+    with pytest.raises(ValueError, match="rounded to bf16"):
+        evaluate(dataclasses.replace(ADAPTED, precision="bf16"), **places)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from audiation.annotations import Key
+from audiation.annotations import Key, Label
 from audiation.backbones import BACKBONES
 from audiation.leaderboard import (
     Failure,
@@ -17,11 +17,12 @@ from audiation.leaderboard import (
     ResultError,
     _published,
     bootstrap_interval,
+    paired_interval,
     published_beside,
     published_rows,
     render_table,
 )
-from audiation.metrics import Metric
+from audiation.metrics import ACCURACY, ACCURACY_CLASS_MACRO, Metric
 
 RUN = {
     "backbone": "chroma",
@@ -299,3 +300,26 @@ def test_published_rows_are_styled_differently():
     table = render_table([result()], published_rows("key", "giantsteps_key", "key_weighted", ["MFCC"]))
     cells = list(table.columns[3].cells)
     assert [str(c.style) for c in cells] == ["bold", "bold", "dim italic"]
+
+
+def test_a_paired_interval_is_narrower_than_the_difference_of_two_and_knows_the_sign():
+    generator = np.random.default_rng(0)
+    references = [Label("ab"[i]) for i in generator.integers(0, 2, 200)]
+    wrong = {"a": "b", "b": "a"}
+    hard = generator.random(200) < 0.4  # both systems miss these
+    only_b = generator.random(200) < 0.1
+    a = [Label(wrong[r.name]) if h else r for r, h in zip(references, hard, strict=True)]
+    b = [Label(wrong[r.name]) if h or o else r for r, h, o in zip(references, hard, only_b, strict=True)]
+    paired = paired_interval(ACCURACY, references, a, b)
+    alone = [bootstrap_interval(ACCURACY, references, e) for e in (a, b)]
+    assert 0 < paired.low < ACCURACY.compute(references, a) - ACCURACY.compute(references, b) < paired.high
+    assert paired.high - paired.low < 0.7 * max(i.high - i.low for i in alone)
+    swapped = paired_interval(ACCURACY, references, b, a)
+    assert (swapped.low, swapped.high) == pytest.approx((-paired.high, -paired.low))
+    same = paired_interval(ACCURACY, references, a, a)
+    assert same == (0.0, 0.0)
+    macro = paired_interval(ACCURACY_CLASS_MACRO, references, a, b, num_resamples=50)
+    assert macro.low > 0  # a metric of the whole set is computed on every resample
+    assert paired_interval(ACCURACY, references[:1], a[:1], b[:1]) is None
+    with pytest.raises(ValueError, match="200 references, 200 and 3 estimates"):
+        paired_interval(ACCURACY, references, a, b[:3])

@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 
 from audiation import metrics
-from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Tempo
+from audiation.annotations import Beats, Emotion, Key, Label, Segments, Tags, Tempo, Values
 from audiation.metrics import Metric
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
@@ -127,6 +127,46 @@ def test_r2_per_dimension_and_mean():
     assert computed[2] == pytest.approx(sklearn.metrics.r2_score(case["y_true"], case["y_pred"]), abs=EXACT)
     with pytest.raises(ValueError, match="two tracks or more"):
         metrics.R2_MEAN.compute(truth[:1], answer[:1])
+
+
+def values(rows, names=("a", "b")):
+    return [Values(dict(zip(names, map(float, row), strict=True))) for row in rows]
+
+
+def test_r2_and_absolute_error_of_named_values():
+    case = GOLDEN["r2"]
+    truth, answer = values(case["y_true"]), values(case["y_pred"])
+    assert metrics.R2_VALUES.compute(truth, answer) == pytest.approx(case["mean"], abs=PRINTED)
+    one, other = (values([row[:1] for row in case[k]], ("a",)) for k in ("y_true", "y_pred"))
+    assert metrics.R2_VALUES.compute(one, other) == pytest.approx(case["columns"][0], abs=PRINTED)
+    assert metrics.MEAN_ABSOLUTE_ERROR.compute(truth, answer) == pytest.approx(
+        sklearn.metrics.mean_absolute_error(case["y_true"], case["y_pred"]), abs=EXACT
+    )
+    assert not metrics.MEAN_ABSOLUTE_ERROR.higher_is_better
+    with pytest.raises(ValueError, match="two tracks or more"):
+        metrics.R2_VALUES.compute(truth[:1], answer[:1])
+
+
+def test_values_are_compared_by_name():
+    truth = values([[1, 10], [2, 20], [4, 30]])
+    turned = [Values({"b": v.values["b"], "a": v.values["a"]}) for v in truth]
+    assert metrics.R2_VALUES.compute(truth, turned) == 1.0
+    assert metrics.R2_VALUES.compute([truth[0], *turned[1:]], truth) == 1.0
+    assert metrics.MEAN_ABSOLUTE_ERROR.compute(truth, turned) == 0.0
+
+
+@pytest.mark.parametrize("metric", [metrics.R2_VALUES, metrics.MEAN_ABSOLUTE_ERROR], ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (values([[1], [2]], ("a",)), "every track needs the same names: a, b; got a"),
+        (values([[1, 2, 3]] * 2, "abc"), "every track needs the same names: a, b; got a, b, c"),
+        ([Emotion(0, 1)] * 2, r"compares two values, got Values.* and Emotion"),
+    ],
+)
+def test_values_that_cannot_be_compared_are_refused(metric, other, message):
+    with pytest.raises(ValueError, match=message):
+        metric.compute(values([[1, 2], [3, 4]]), other)
 
 
 # Tempo and beats ---------------------------------------------------------------------------------------
@@ -256,6 +296,8 @@ def some_pairs(metric, generator, n=40):
         return draw(
             lambda: Beats(np.cumsum(generator.uniform(0.3, 0.6, 16)), np.array([1, 2, 3, 4] * 4, dtype=int))
         )
+    if name in ("r2", "mae"):
+        return draw(lambda: values(generator.normal(size=(1, 2)))[0])
     if name.startswith("r2"):
         return draw(lambda: Emotion(*generator.normal(size=2)))
     if name.startswith(("chord", "boundary")):
@@ -271,12 +313,15 @@ def some_pairs(metric, generator, n=40):
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
-def test_every_metric_is_1_for_perfect_estimates_and_less_for_others(name):
+def test_every_metric_is_best_for_perfect_estimates_and_worse_for_others(name):
     metric = CONSTANTS[name]
     references, estimates = some_pairs(metric, np.random.default_rng(3))
-    assert metric.compute(references, references) == pytest.approx(1.0, abs=EXACT)
-    assert metric.compute(references, estimates) < 0.99
-    assert metric.higher_is_better and metric.versioned_name == f"{metric.name}@1"
+    perfect, other = (metric.compute(references, answers) for answers in (references, estimates))
+    if metric.higher_is_better:
+        assert perfect == pytest.approx(1.0, abs=EXACT) and other < 0.99
+    else:
+        assert perfect == pytest.approx(0.0, abs=EXACT) and other > 0.01
+    assert metric.versioned_name == f"{metric.name}@1"
 
 
 @pytest.mark.parametrize("name", [n for n, m in CONSTANTS.items() if m.per_track])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import struct
 import subprocess
 import sys
@@ -45,7 +46,9 @@ TOY_HOP, TOY_RATE, TOY_DIM = 40, 4000, 3
 
 
 class Toy(Backbone):
-    """A local stem without any width: frames of 40 samples, each of which sees its neighbours."""
+    """A local stem of hardly any width: frames of 40 samples, each of which sees its neighbours."""
+
+    stem: nn.Conv1d
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -146,29 +149,34 @@ def test_fixed_windows_are_what_the_backbone_gives(
 ) -> None:
     backbone: Backbone = request.getfixturevalue(name)
     clips = [music.clip(start, 40_000) for start in (0, 40_000, 77_777)]
-    batch = torch.stack([load_window(clip, RATE) for clip in clips])
+    waveforms = [load_window(clip, RATE)[None] for clip in clips]
     with torch.no_grad():
-        states = {layer: backbone(batch, layers=[layer], reduce="mean").layers[layer] for layer in (0, 1, 2)}
+        alone = [backbone(x, layers=[0, 2], reduce="mean").layers for x in waveforms]
+        batch = backbone(torch.cat(waveforms), layers=[0, 2], reduce="mean").layers
+        frames = torch.cat([backbone.project(x) for x in waveforms])
     stem = stem_cache(backbone)
-    first, second = (stem.outputs(stem.prepare(clips)) for _ in range(2))
-    assert torch.equal(first, second) and not first.requires_grad
-    assert stem.stats == CacheStats(3, 3, 3, first.numel() * 4, 0)
-    assert deviation(first, backbone.project(batch).detach()) < 1e-6
-    for layer, expected in states.items():
-        with torch.no_grad():
-            assert deviation(backbone.encode(first, [layer], reduce="mean").layers[layer], expected) < 5e-6
+    for outputs in (stem.outputs(stem.prepare(clips)) for _ in range(2)):
+        assert torch.equal(outputs, frames) and not outputs.requires_grad
+    assert stem.stats == CacheStats(3, 3, 3, frames.numel() * 4, 0)
+    for layer in (0, 2):
+        expected = torch.cat([states[layer] for states in alone])
         pooled = OutputCache(backbone, "pooled", layer=layer, max_bytes=1 << 20)
-        first_pooled, again = (pooled.outputs(pooled.prepare(clips)) for _ in range(2))
-        assert first_pooled.shape == (3, 1, backbone.dim) and torch.equal(first_pooled, again)
-        assert deviation(first_pooled, expected) < 5e-6
+        with torch.no_grad():
+            from_stem = backbone.encode(stem.outputs(stem.prepare(clips)), [layer], reduce="mean")
+        assert deviation(from_stem.layers[layer], batch[layer]) < 5e-6
+        for outputs in (pooled.outputs(pooled.prepare(clips)) for _ in range(2)):
+            assert outputs.shape == (3, 1, backbone.dim)
+            assert deviation(outputs, expected) < 1e-6
+        assert (pooled.stats.hits, pooled.stats.misses) == (3, 3)
 
 
 def test_an_entry_does_not_depend_on_its_neighbours_in_the_batch(mini: Backbone, music: Recording) -> None:
     clips = [music.clip(start, 30_000) for start in (0, 30_000, 60_000)]
-    together = (cache := stem_cache(mini)).outputs(cache.prepare(clips))
+    first, cache = stem_cache(mini), stem_cache(mini)
+    together = first.outputs(first.prepare(clips))
     for clip, one in zip(clips, together, strict=True):
         assert torch.equal(visit(stem_cache(mini), clip)[0], one)
-    joined = OutputCache.join([(cache := stem_cache(mini)).prepare([clip]) for clip in reversed(clips)])
+    joined = OutputCache.join([cache.prepare([clip]) for clip in reversed(clips)])
     assert isinstance(joined, Prepared)
     assert torch.equal(cache.outputs(joined), together.flip(0))
 
@@ -305,7 +313,7 @@ def test_recordings_are_admitted_in_order_as_long_as_they_fit(toys: list[Recordi
 def starts_of(recording_samples: int, num_samples: int, hop: int, generator: torch.Generator) -> list[int]:
     """First and last start, and some in between."""
     last = (recording_samples - num_samples) // hop
-    return [0, last * hop, *(hop * torch.randint(0, last + 1, (3,), generator=generator)).tolist()]
+    return [0, last * hop, *(hop * torch.randint(0, last + 1, (2,), generator=generator)).tolist()]
 
 
 # 640: what a backbone needs at least; 15359 gives 16 frames, the shortest that is cut, and 14639 one less; the last
@@ -329,7 +337,7 @@ def test_random_windows_equal_the_stem_on_each(
             assert deviation(got, projected(mini, clip)) < 1e-4, (start, num_samples)
             assert torch.equal(visit(cache, clip, "random"), got)
             computed += cache.stats.misses - before.misses
-    short = sum(5 for n in LENGTHS if mini.num_frames(n) < 16)
+    short = sum(4 for n in LENGTHS if mini.num_frames(n) < 16)
     assert computed == 2 * short + 1  # the recording once, windows shorter than their ends every time
     assert cache.stats.num_units == 1
 
@@ -346,10 +354,8 @@ def test_windows_of_a_recording_of_many_pieces(mini: Backbone, tmp_path: Path) -
     assert cache.stats.misses == 1
 
 
-@pytest.mark.parametrize(("format", "tolerance"), [("FLAC", 1e-4), ("OGG", 1e-4), ("MP3", 1e-4)])
-def test_random_windows_of_resampled_files(
-    format: str, tolerance: float, mini: Backbone, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("format", ["FLAC", "OGG", "MP3"])
+def test_random_windows_of_resampled_files(format: str, mini: Backbone, tmp_path: Path) -> None:
     """A resampled window differs from the resampled whole in its last bits."""
     source = Recording(tmp_path / "music", 5 * 44_100 + 11, 44_100, format=format)
     num_samples, generator = len(load_audio(source.path, RATE).samples), torch.Generator().manual_seed(0)
@@ -358,7 +364,7 @@ def test_random_windows_of_resampled_files(
     for length in (15_360, 50_001, num_samples):
         for start in starts_of(num_samples, length, HOP, generator):
             clip = source.clip(start, length)
-            assert deviation(visit(cache, clip, "random"), projected(mini, clip)) < tolerance
+            assert deviation(visit(cache, clip, "random"), projected(mini, clip)) < 1e-4
     assert cache.stats.misses == 1
 
 
@@ -397,9 +403,9 @@ def test_random_windows_begin_at_frames(
 
 def test_backbones_whose_frames_see_everything_refuse_random_windows(mert: Mert, music: Recording) -> None:
     cache = stem_cache(mert)
-    with pytest.raises(ValueError, match="random windows of mert-tiny cannot be cut .* crops='fixed'"):
+    with pytest.raises(ValueError, match=r"of mert-tiny cannot be cut .* \(crops='fixed'\)"):
         cache.admit([music.size])
-    with pytest.raises(ValueError, match="random windows of mert-tiny cannot be cut .* crops='fixed'"):
+    with pytest.raises(ValueError, match=r"of mert-tiny cannot be cut .* \(crops='fixed'\)"):
         cache.prepare([music.clip(0, 40_000)], "random")
 
 
@@ -489,7 +495,7 @@ def test_windows_beyond_the_end_are_refused(
     cache.admit([music.size])
     for _ in range(2):
         with pytest.raises(AudioError, match="samples from"):
-            cache.prepare([music.clip(200 * HOP, 40_000)], crops)
+            cache.prepare([music.clip(200 * HOP, 35_000)], crops)
         with pytest.raises(AudioWindowError):
             cache.prepare([music.clip(300 * HOP, 40_000)], crops)
         visit(cache, music.clip(100 * HOP, 40_000), crops)  # from now on the recording is kept
@@ -609,7 +615,7 @@ def test_a_resumed_run_admits_the_same_recordings(toys: list[Recording], tmp_pat
             visit(cache, recording.clip(40, 2000), "random")
         windows.append([visit(cache, recording.clip(40, 2000), "random") for recording in toys[:num_visited]])
         cache.close()
-    for earlier, later in zip(windows, windows[1:], strict=False):
+    for earlier, later in itertools.pairwise(windows):
         assert all(torch.equal(a, b) for a, b in zip(earlier, later, strict=False))
 
 
@@ -675,7 +681,7 @@ def test_a_killed_process_and_one_beside_it(tmp_path: Path) -> None:
     last = int(rest[-1]) if rest else 40
     again = table(tmp_path)
     count = len(units_on_disk(again.path))
-    assert last - 1 <= count <= last + 1  # all but what was being written
+    assert last <= count <= last + 1  # the last one may not have been reported
     for number in range(count + 10):
         again.add(f"u{number}", value(number))  # those that are there are not doubled
     again.close()
@@ -850,6 +856,25 @@ def test_commits_come_by_bytes_and_by_time(tmp_path: Path, monkeypatch: pytest.M
     assert units_on_disk(made.path) == [f"u{number}" for number in range(7)]
 
 
+def test_what_is_being_written_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, write = table(tmp_path), lance.write_dataset
+    made.add("u0", value(0))
+    read: list[Tensor | None] = []
+
+    def watched(*args: Any, **options: Any) -> lance.LanceDataset:
+        read.append(made.read("u0"))
+        made.add("u0", value(0))  # known already
+        dataset = write(*args, **options)
+        read.append(made.read("u0"))
+        return dataset
+
+    monkeypatch.setattr(lance, "write_dataset", watched)
+    made.commit()
+    assert len(read) == 2 and all(x is not None and torch.equal(x, value(0)) for x in read)
+    made.close()
+    assert units_on_disk(made.path) == ["u0"]
+
+
 def test_many_commits_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every version names every file, so the versions of thousands of commits would be larger than what they hold."""
     monkeypatch.setattr(output_table, "COMMIT_SECONDS", 0.0)
@@ -891,7 +916,7 @@ def test_windows_are_prepared_in_a_thread_beside_the_model(
     cache = stem_cache(Toy(), max_bytes=max_bytes, directory=tmp_path / "kept", max_disk_bytes=1 << 20)
     cache.admit([recording.size for recording in toys])
     generator = torch.Generator().manual_seed(0)
-    places = torch.randint(0, 50, (60, 2), generator=generator).tolist()
+    places = torch.randint(0, 50, (40, 2), generator=generator).tolist()
     batches: list[tuple[list[Clip], output_cache.Crops]] = [
         ([toys[a % 5].clip(40 * b, 1000), toys[b % 5].clip(40 * a, 1000)], "random" if a % 2 else "fixed")
         for a, b in places
@@ -901,7 +926,7 @@ def test_windows_are_prepared_in_a_thread_beside_the_model(
         for (clips, _), prepared in zip(batches, ahead, strict=True):
             expected = torch.cat([projected(cache.backbone, clip) for clip in clips])
             assert deviation(cache.outputs(prepared.result()), expected) < 1e-5
-    assert cache.stats.hits + cache.stats.misses == 120
+    assert cache.stats.hits + cache.stats.misses == 80
     assert cache.stats.num_bytes <= max_bytes
     cache.close()
     (path,) = (tmp_path / "kept").glob("*.lance")

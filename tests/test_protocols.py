@@ -4,7 +4,8 @@ from typing import Literal
 
 import pytest
 
-from audiation.methods import METHODS, parse_method
+from audiation.backbones import BACKBONES
+from audiation.methods import METHODS, inject, parse_method
 from audiation.methods.probe import Probe
 from audiation.objectives import OBJECTIVES
 from audiation.probe import ProbeConfig
@@ -53,7 +54,9 @@ def test_unknown_names_are_answered_with_the_nearest():
 def test_the_probe_trains_nothing_in_the_backbone():
     method = parse_method("probe")
     assert method == Probe() and METHODS["probe"] is Probe
-    method.inject(None)  # a backbone without encoder is fine
+    backbone = BACKBONES["chroma"].build()
+    backbone.name = "chroma"
+    assert inject(backbone, method).trainable == 0  # a backbone without encoder is fine
 
 
 @pytest.fixture
@@ -96,3 +99,24 @@ def test_method_strings_are_parsed_against_the_fields(example):
 def test_method_strings_that_are_wrong(example, text, message):
     with pytest.raises(ValueError, match=message):
         parse_method(text)
+
+
+def test_petl_is_the_recipe_of_the_specification():
+    """petl.md section 4: the rates, schedule, batch, clip, steps and windows of the released configurations."""
+    protocol = PROTOCOLS["petl"]
+    lora = protocol.config(parse_method("lora"), "musicfm-msd", 30.0, "mtt_clean", 15_000, seed=3)
+    assert (lora.steps, lora.batch_size, lora.learning_rate, lora.min_learning_rate) == (
+        20_000,
+        16,
+        1e-4,
+        1e-7,
+    )
+    assert (lora.schedule, lora.warmup_steps, lora.clip_norm, lora.weight_decay) == ("cosine", 0, 1.0, 0.0)
+    assert (lora.precision, lora.keep, lora.patience, lora.seed) == ("bf16", "best", None, 3)
+    assert (lora.crops, round(lora.crop_seconds * 24_000), lora.frozen_mode) == ("random", 698_976, "eval")
+    assert lora.head_hidden and lora.head_dropout == 0.5 and lora.validate_every_steps == 938
+    tuned = protocol.config(parse_method("finetune"), "mert-v1-95m", 5.0, "mtg_top50", 40_000, seed=0)
+    assert (tuned.learning_rate, tuned.steps, tuned.crop_seconds) == (1e-5, 100_000, None)
+    assert tuned.validate_every_steps == 2000  # the paper's epoch there
+    probe = protocol.config(parse_method("probe"), "mert-v1-95m", 5.0, "gtzan_genre", 443, seed=0)
+    assert (probe.schedule, probe.learning_rate, probe.steps) == ("constant", 1e-4, 100 * 28)

@@ -1,17 +1,39 @@
-"""Output spaces: decode undoes encode, and the loss is torch's summed over the valid clips."""
+"""Output spaces: decode undoes encode, the loss is torch's summed over the valid clips, windows are averaged."""
+
+import json
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from audiation.annotations import Key, Label
-from audiation.targets import ClassTarget, KeyTarget
+from audiation.annotations import Emotion, Key, Label, Tags, Values
+from audiation.targets import (
+    ClassTarget,
+    KeyTarget,
+    TagsTarget,
+    ValuesTarget,
+    target_from_json,
+    target_to_json,
+)
 
 CLASSES = ("blues", "jazz", "rock")
 SPACES = [
     (ClassTarget(CLASSES), [Label(c) for c in CLASSES]),
     (KeyTarget(), [Key.from_index(i) for i in range(24)]),
 ]
+TAGS = TagsTarget(("calm", "loud", "piano"))
+VALUES = ValuesTarget(("valence", "year"), (0.25, 1990.0), (0.5, 10.0))
+ALL = [ClassTarget(CLASSES), KeyTarget(), TAGS, VALUES]
+KINDS = ["class", "key", "tags", "values"]
+VALID = torch.tensor([True, False, True, True, False, False, True])
+
+
+def agree(a, b):
+    """The same answer: exactly the class or key, closely the numbers."""
+    if isinstance(a, Tags):
+        return a.scores == pytest.approx(b.scores, rel=1e-12, abs=1e-300)
+    return a.values == pytest.approx(b.values, rel=1e-12) if isinstance(a, Values) else a == b
 
 
 @pytest.mark.parametrize(("target", "annotations"), SPACES, ids=["class", "key"])
@@ -31,17 +53,19 @@ def test_loss_is_the_summed_cross_entropy_of_the_valid_clips_and_their_number(ta
     loss = target.loss(logits, targets)
     torch.testing.assert_close(loss.sum, F.cross_entropy(logits, targets, reduction="sum"))
     assert int(loss.count) == 7
-    valid = torch.tensor([True, False, True, True, False, False, True])
-    masked = target.loss(logits, targets, valid)
-    torch.testing.assert_close(masked.sum, F.cross_entropy(logits[valid], targets[valid], reduction="sum"))
+    masked = target.loss(logits, targets, VALID)
+    torch.testing.assert_close(masked.sum, F.cross_entropy(logits[VALID], targets[VALID], reduction="sum"))
     assert int(masked.count) == 4
     masked.sum.backward()
-    assert (logits.grad[~valid] == 0).all() and (logits.grad[valid] != 0).all()
+    assert (logits.grad[~VALID] == 0).all() and (logits.grad[VALID] != 0).all()
 
 
 def test_a_batch_without_valid_clips_costs_nothing():
     loss = KeyTarget().loss(torch.zeros(2, 24), torch.tensor([0, 1]), torch.zeros(2, dtype=torch.bool))
     assert float(loss.sum) == 0.0 and int(loss.count) == 0
+    for target in (TAGS, VALUES):
+        empty = target.loss(*torch.zeros(2, 2, target.num_outputs), torch.zeros(2, dtype=torch.bool))
+        assert float(empty.sum) == 0.0 and int(empty.count) == 0
 
 
 def test_a_tie_goes_to_the_first_class():
@@ -52,3 +76,188 @@ def test_a_tie_goes_to_the_first_class():
 def test_a_label_outside_the_list_is_refused():
     with pytest.raises(ValueError, match="label 'polka' is not one of blues, jazz, rock"):
         ClassTarget(CLASSES).encode(Label("polka"))
+
+
+# Tags and values ---------------------------------------------------------------------------------------
+
+
+def test_tags_are_encoded_in_order_and_those_not_mentioned_are_0():
+    encoded = TAGS.encode(Tags({"piano": 1.0, "calm": 0.0}))
+    assert encoded.dtype == torch.float32 and encoded.tolist() == [0.0, 0.0, 1.0]
+    assert TAGS.encode(Tags()).tolist() == [0.0, 0.0, 0.0] and TAGS.num_outputs == 3 and not TAGS.per_frame
+    with pytest.raises(ValueError, match="tag 'organ' is not one of calm, loud, piano"):
+        TAGS.encode(Tags({"calm": 1.0, "organ": 1.0}))
+
+
+def test_decoded_tags_have_every_tag_with_its_probability():
+    decoded = TAGS.decode(torch.tensor([0.0, math.log(3.0), -1000.0]))
+    assert decoded.scores == pytest.approx({"calm": 0.5, "loud": 0.75, "piano": 0.0})
+    for bits in range(8):
+        tags = Tags({t: float(bits >> i & 1) for i, t in enumerate(TAGS.tags)})
+        assert TAGS.decode(TAGS.encode(tags) * 2000 - 1000) == tags
+
+
+def test_values_are_standardised_and_decode_undoes_it():
+    fitted = ValuesTarget.fit(
+        ("year", "valence"), [Values({"valence": v, "year": y}) for v, y in ((0, 1980), (1, 2000))]
+    )
+    assert fitted == ValuesTarget(("year", "valence"), (1990.0, 0.5), (10.0, 0.5))
+    assert fitted.encode(Values({"valence": 1.0, "year": 1985.0})).tolist() == [-0.5, 1.0]
+    annotation = Values({"valence": 0.625, "year": 1987.5})
+    encoded = VALUES.encode(annotation)
+    assert encoded.dtype == torch.float32 and VALUES.decode(encoded) == annotation
+    assert VALUES.num_outputs == 2 and not VALUES.per_frame
+    with pytest.raises(ValueError, match="values of valence, year are asked for, got valence"):
+        VALUES.encode(Values({"valence": 0.0}))
+
+
+def test_values_that_cannot_be_fitted_are_refused():
+    with pytest.raises(ValueError, match=r"'year' is 0\.1 in all 3 training recordings"):
+        ValuesTarget.fit(("year",), [Values({"year": 0.1})] * 3)  # whose deviation is not 0 in floating point
+    with pytest.raises(ValueError, match="values of year are asked for, got tempo"):
+        ValuesTarget.fit(("year",), [Values({"tempo": 1.0})])
+    with pytest.raises(ValueError, match="there are none"):
+        ValuesTarget.fit(("year",), [])
+
+
+@pytest.mark.parametrize(
+    ("target", "torch_loss"),
+    [(TAGS, F.binary_cross_entropy_with_logits), (VALUES, F.mse_loss)],
+    ids=["tags", "values"],
+)
+def test_loss_of_tags_and_values_is_torch_s_over_valid_clips_and_outputs(target, torch_loss):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(7, target.num_outputs, generator=generator, requires_grad=True)
+    targets = torch.rand(7, target.num_outputs, generator=generator).round()
+    loss = target.loss(logits, targets)
+    assert int(loss.count) == 7 * target.num_outputs
+    torch.testing.assert_close(loss.mean, torch_loss(logits, targets))
+    masked = target.loss(logits, targets, VALID)
+    assert int(masked.count) == 4 * target.num_outputs
+    torch.testing.assert_close(masked.mean, torch_loss(logits[VALID], targets[VALID]))
+    masked.sum.backward()
+    assert (logits.grad[~VALID] == 0).all() and (logits.grad[VALID] != 0).all()
+    low = target.loss(logits.detach().bfloat16(), targets)
+    assert low.mean.item() == pytest.approx(loss.mean.item(), rel=0.02)
+    with pytest.raises(ValueError, match=r"\(7, |\[7, "):
+        target.loss(logits, targets[:, :1])
+
+
+# Windows of a track ------------------------------------------------------------------------------------
+
+
+def some_windows(target, num_windows, seed=0, scale=4.0):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(num_windows, target.num_outputs, generator=generator)
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 40.0, 1e4])
+def test_one_window_or_equal_ones_say_what_the_window_says(target, scale):
+    for seed in range(20):
+        (row,) = some_windows(target, 1, seed, scale)
+        for num_windows in (1, 2, 3, 7):
+            combined = target.combine(row.expand(num_windows, -1))
+            assert combined.dtype == torch.float64 and torch.isfinite(combined).all()
+            assert agree(target.decode(row.double()), target.decode(combined))
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_probabilities_and_values_of_windows_are_averaged(target):
+    for seed in range(20):
+        windows = some_windows(target, 5, seed)
+        combined, double = target.combine(windows), windows.double()
+        if isinstance(target, ClassTarget | KeyTarget):
+            torch.testing.assert_close(combined.exp(), double.softmax(-1).mean(0), rtol=1e-12, atol=0)
+            assert float(combined.exp().sum()) == pytest.approx(1.0, abs=1e-12)
+        elif isinstance(target, TagsTarget):
+            torch.testing.assert_close(combined.sigmoid(), double.sigmoid().mean(0), rtol=1e-12, atol=0)
+        else:
+            torch.testing.assert_close(combined, double.mean(0), rtol=1e-12, atol=0)
+        of_windows = [target.scores(row) for row in double]
+        for name, score in target.scores(combined).items():
+            assert score == pytest.approx(sum(s[name] for s in of_windows) / 5, rel=1e-9)
+
+
+def test_the_average_is_of_probabilities_and_not_of_logits():
+    sure, unsure = [20.0, 0.0, 0.0], [0.0, 6.0, 0.0]
+    windows = torch.tensor([sure, unsure, unsure])
+    assert windows.mean(0).argmax() == 0
+    assert ClassTarget(CLASSES).decode(ClassTarget(CLASSES).combine(windows)) == Label("jazz")
+
+
+def test_windows_that_are_sure_of_tags_combine_to_finite_logits():
+    combined = TAGS.combine(torch.tensor([[1e4, -1e4, 300.0], [1e4, -1e4, -300.0]]))
+    assert combined.tolist() == pytest.approx([1e4, -1e4, 0.0], abs=1e-9)
+    assert TAGS.decode(combined).scores == pytest.approx({"calm": 1.0, "loud": 0.0, "piano": 0.5})
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_windows_without_an_answer_are_refused(target):
+    good = some_windows(target, 2)
+    for bad in (good[:0], good[0], good[:, 1:], good[None]):
+        with pytest.raises(ValueError, match=f"needs the {target.num_outputs} outputs of one window or more"):
+            target.combine(bad)
+    for value in (math.nan, math.inf, -math.inf):
+        spoilt = good.clone()
+        spoilt[1, 0] = value
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            target.combine(spoilt)
+
+
+# As JSON -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_targets_survive_json(target):
+    record = target_to_json(target)
+    assert record["kind"] == KINDS[ALL.index(target)]
+    assert target_from_json(json.loads(json.dumps(record))) == target
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], r"a target is a JSON object with a kind, got \[\]"),
+        ({}, "'kind' of a target is one of class, key, tags, values, got None"),
+        ({"kind": "beats"}, "'kind' of a target is one of .* got 'beats'"),
+        ({"kind": ["class"]}, "'kind' of a target is one of"),
+        ({"kind": "class"}, "a target of kind 'class' lacks 'classes'"),
+        ({"kind": "key", "classes": ["a"]}, "a target of kind 'key' has unknown 'classes'"),
+        ({"kind": "class", "classes": ["a"], "b": 1, "a": 1}, "has unknown 'a', 'b'"),
+        ({"kind": "class", "classes": "ab"}, "'classes' of a target is a list of texts, got 'ab'"),
+        ({"kind": "class", "classes": ["a", 1]}, "'classes' of a target is a list of texts"),
+        ({"kind": "class", "classes": []}, "classes are one or more different names, got none"),
+        ({"kind": "tags", "tags": ["a", "b", "a"]}, "tags are one or more different names, got a, b, a"),
+        ({"kind": "values", "names": ["a"], "means": [0.0]}, "lacks 'deviations'"),
+        ({"kind": "values", "names": ["a"], "means": ["0"], "deviations": [1]}, "'means' .* list of numbers"),
+        (
+            {"kind": "values", "names": ["a"], "means": [True], "deviations": [1]},
+            "'means' .* list of numbers",
+        ),
+        ({"kind": "values", "names": ["a"], "means": [10**400], "deviations": [1]}, "'means' .* too large"),
+        (
+            {"kind": "values", "names": ["a"], "means": [0], "deviations": [0]},
+            "deviations must be finite and pos",
+        ),
+        ({"kind": "values", "names": ["a"], "means": [math.nan], "deviations": [1]}, "means must be finite"),
+        (
+            {"kind": "values", "names": ["a"], "means": [0], "deviations": [1, 2]},
+            "1 names, 1 means and 2 dev",
+        ),
+        (
+            {"kind": "values", "names": ["a", "a"], "means": [0, 0], "deviations": [1, 2]},
+            "names are one or more",
+        ),
+    ],
+)
+def test_records_that_are_no_target_are_refused_by_name(record, message):
+    with pytest.raises(ValueError, match=message):
+        target_from_json(record)
+
+
+def test_whole_numbers_are_numbers_and_other_targets_are_refused():
+    record = {"kind": "values", "names": ["a"], "means": [0], "deviations": [2]}
+    assert target_from_json(record) == ValuesTarget(("a",), (0.0,), (2.0,))
+    with pytest.raises(ValueError, match="a Emotion cannot be written as JSON"):
+        target_to_json(Emotion(0.0, 0.0))

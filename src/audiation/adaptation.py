@@ -184,20 +184,22 @@ def train_adaptation(
 
     set_modes(backbone, config.frozen_mode, config.backbone_dropout)
     model.head.train()
-    report = fit(
-        model,
-        step,
-        batches,
-        config,
-        run_dir,
-        validation.score,
-        device=device,
-        progress=progress,
-        identity=_identity(model, usable_train, usable_valid, metric),
-    )
+    try:
+        report = fit(
+            model,
+            step,
+            batches,
+            config,
+            run_dir,
+            validation.score,
+            device=device,
+            progress=progress,
+            identity=_identity(model, usable_train, usable_valid, metric),
+        )
+    finally:
+        if plan.cache is not None:
+            plan.cache.close()
     model.eval()
-    if plan.cache is not None:
-        plan.cache.close()
     stats = plan.cache.stats if plan.cache is not None else None
     return Adaptation(
         model,

@@ -118,6 +118,26 @@ def save_adapter(
     return directory
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory in which `save_adapter` would not write. It may hold an adapter, and the log of its training.
+
+    Raises:
+        AdapterError: it holds something else, or is no directory.
+    """
+    if not directory.is_dir():
+        if directory.exists() or directory.is_symlink():
+            raise AdapterError(f"{directory} is no directory. Name a new one, or an adapter to replace.")
+        return
+    if _holds_record(directory):
+        return
+    own = {TRAINING, TENSORS, HEAD} | {f"{name}.part" for name in (RECORD, TENSORS, HEAD)}
+    if others := sorted({path.name for path in directory.iterdir()} - own):
+        raise AdapterError(
+            f"{directory} holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''} and is no adapter. Name a "
+            "new directory, or an adapter to replace."
+        )
+
+
 @torch.inference_mode(mode=False)  # parameters made in inference mode could not be trained, nor folded
 def load_adapter(
     directory: str | os.PathLike[str],
@@ -135,7 +155,7 @@ def load_adapter(
         weights: of the backbone to load, as in `load_backbone`. None: the official ones, or the random ones that the
             adapter was made on.
         device: of the backbone to load; None: the CPU.
-        merge: fold the method into the weights (`methods.merge`), so that it costs nothing any more.
+        merge: fold the method into the weights of a copy (`methods.merge`), so that it costs nothing any more.
 
     Raises:
         AdapterError: no adapter, a damaged or edited one, one of a newer version, or one for another backbone.
@@ -174,7 +194,7 @@ def read_adapter_record(directory: str | os.PathLike[str]) -> AdapterRecord:
         ) from error
     try:
         return _parse(fields)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"cannot use {path}: {error}") from error
 
 
@@ -261,7 +281,7 @@ class AdapterBank:
             prepared = self._prepared(source)
         finally:
             self._bring(before)
-        prepared.model.eval().register_forward_pre_hook(lambda *_: self._check_active(name))
+        prepared.model.eval().register_forward_pre_hook(lambda model, _: self._check_at_work(name, model))
         self._members[name] = prepared
 
     @overload
@@ -281,9 +301,8 @@ class AdapterBank:
         """
         self._bring(name)
         given = self._trunk if name is None else self._members[name].model
-        if any(
-            module.training for module in given.modules()
-        ):  # eval() drops all derived weights: not in vain
+        # Not in vain, because eval() drops all derived weights.
+        if any(module.training for module in given.modules()):
             given.eval()
         return given
 
@@ -311,11 +330,11 @@ class AdapterBank:
             raise UnknownNameError(f"no adapter '{name}' in this bank. There are: {known}.")
         return self._members[name]
 
-    def _check_active(self, name: str) -> None:
-        if self._active != name:
+    def _check_at_work(self, name: str, model: nn.Module) -> None:
+        if self._active is None or self._members[self._active].model is not model:
             now = "is plain" if self._active is None else f"has '{self._active}'"
             raise ValueError(
-                f"adapter '{name}' is not at work: the trunk {now}. Call `bank.use('{name}')` first."
+                f"adapter '{name}' is not at work: the trunk {now}. Take the model that `bank.use` gives."
             )
 
     def _prepared(self, source: str | os.PathLike[str] | AdaptedModel) -> _Prepared:
@@ -709,9 +728,8 @@ def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
         )
     try:
         return safetensors.torch.load(data)
-    except (
-        Exception
-    ) as error:  # bytes from strangers: whatever goes wrong in decoding them is the file's fault
+    # Bytes from strangers: whatever goes wrong in decoding them is the file's fault.
+    except Exception as error:
         reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         raise AdapterError(
             f"cannot read {path}: it is no safetensors file ({reason}). {_GET_AGAIN}"
@@ -743,22 +761,6 @@ def _write(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, path)
-
-
-def check_place(directory: Path) -> None:
-    """Refuse a directory that holds something else than an adapter and the log of its training."""
-    if not directory.is_dir():
-        if directory.exists() or directory.is_symlink():
-            raise AdapterError(f"{directory} is no directory. Name a new one, or an adapter to replace.")
-        return
-    if _holds_record(directory):
-        return
-    own = {TRAINING, TENSORS, HEAD} | {f"{name}.part" for name in (RECORD, TENSORS, HEAD)}
-    if others := sorted({path.name for path in directory.iterdir()} - own):
-        raise AdapterError(
-            f"{directory} holds {', '.join(others[:3])}{', ...' if len(others) > 3 else ''} and is no adapter. Name a "
-            "new directory, or an adapter to replace."
-        )
 
 
 def _holds_record(directory: Path) -> bool:

@@ -277,9 +277,11 @@ class _Source:
 
     def mono_blocks(self, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Mono float32 blocks of frames [first, stop) at the file's own rate; less where the file ends."""
-        # libsndfile's seek is exact for WAV, FLAC and OGG; an MP3 frame needs bits of those before it, and some
-        # codecs in WAV (GSM, G.721) cannot seek. Those are decoded from their start.
-        if self.format != "MP3" and self.num_frames is not None and self._sound.can_seek:
+        # libsndfile's seek is exact for WAV, FLAC and Opus. An MP3 frame needs bits of those before it; on the last
+        # page of a Vorbis file a seek lands up to a block beside its target (libsndfile issue 885); and some codecs in
+        # WAV (GSM, G.721) cannot seek. Those are decoded from their start.
+        exact = self.format != "MP3" and self._sound.subtype != "VORBIS"
+        if exact and self.num_frames is not None and self._sound.can_seek:
             first = min(first, self.num_frames)
             if first:
                 self._seek(first)

@@ -239,7 +239,7 @@ def adapt(
 def predict(
     files: tyro.conf.Positional[tuple[Path, ...]],
     /,
-    adapter: tuple[Path, ...],
+    adapter: tyro.conf.UseAppendAction[tuple[Path, ...]],
     merge: bool = False,
     format: Literal["json", "csv", "jams"] = "json",
     out: Path | None = None,
@@ -255,7 +255,7 @@ def predict(
 
     Args:
         files: audio files and folders.
-        adapter: directories that `audiation adapt` wrote.
+        adapter: directory that `audiation adapt` wrote; give it several times for several.
         merge: fold the method into the weights first: the speed of the plain backbone. One adapter.
         format: json and csv: one document for all; jams: one file per audio file, so it needs --out.
         out: file (json, csv) or folder (jams); default: the terminal.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from audiation.audio import AudioError, load_audio
 from audiation.backbones import Backbone
+from audiation.backbones.base import LocalStem
 from audiation.output_table import OutputTable
 
 CachedStage = Literal["stem", "pooled"]
@@ -106,7 +107,7 @@ def cache_plan(
         recordings: (content hash, number of samples) of all, in order. With random crops those that fit are kept.
     """
     method, name = backbone.adapted_with, backbone.name
-    if max_bytes <= 0 and directory is None:
+    if max_bytes <= 0 and (directory is None or max_disk_bytes <= 0):
         return CachePlan(None, None, "nothing of the frozen part is kept: cache_gib is 0")
     if method.trains_stem:
         return CachePlan(None, None, "nothing is kept: the whole backbone is trained")
@@ -164,6 +165,8 @@ class OutputCache:
         directory: entries are kept there as well, for runs to come, up to `max_disk_bytes`.
 
     Raises:
+        ValueError: what would be kept changes while the method trains; or it is to be kept on disk, and nothing says
+            by which weights it was computed.
         OutputTableError: a damaged table in `directory`.
     """
 
@@ -178,7 +181,19 @@ class OutputCache:
         directory: Path | None = None,
         max_disk_bytes: int = 0,
     ) -> None:
+        method = backbone.adapted_with
+        if method is not None and (method.trains_stem or (stage == "pooled" and method.trains_backbone)):
+            raise ValueError(
+                f"what the '{stage}' of {backbone.name} gives changes while {method} trains it, so it cannot be kept"
+            )
+        if directory is not None and backbone.weights_hash == "none":
+            raise ValueError(
+                f"this {backbone.name} has no weights_hash, so nothing would say which weights computed what is kept "
+                "on disk. Make it with load_backbone, or keep its outputs in memory only (directory=None)."
+            )
         self.backbone, self.stage, self.layer = backbone, stage, layer
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
         self.precision, self.max_bytes = precision, max_bytes
         self.key = hashlib.sha256(
             json.dumps(
@@ -188,6 +203,7 @@ class OutputCache:
                     backbone.num_layers,
                     stage,
                     precision,
+                    backbone.precision,
                     backbone.arithmetic,
                 ]
                 + ([layer] if stage == "pooled" else [])
@@ -195,39 +211,47 @@ class OutputCache:
         ).hexdigest()
         self._table = None if directory is None else OutputTable(directory, self.key, max_disk_bytes)
         self._kept: dict[str, Tensor] = {}
-        self._bytes = self._hits = self._misses = self._refused = 0
+        self._bytes = self._hits = self._misses = 0
+        self._refused: set[str] = set()
         self._admitted: set[str] = set()
         self._reserved = 0  # bytes for what is admitted and not there yet
         self._lock = threading.Lock()
 
     @property
     def stats(self) -> CacheStats:
-        return CacheStats(self._hits, self._misses, len(self._kept), self._bytes, self._refused)
+        return CacheStats(self._hits, self._misses, len(self._kept), self._bytes, len(self._refused))
 
     def admit(self, recordings: Iterable[tuple[str, int]]) -> Admitted:
-        """Choose the recordings whose outputs are kept: the first ones that fit into memory (or onto the disk).
+        """Choose the recordings whose outputs are kept: the first ones that fit into memory, or onto the disk.
 
-        Chosen before the first step, and not in the order of arrival, so that a resumed run chooses the same.
+        Chosen before the first step, and not in the order of arrival, so that a resumed run chooses the same (as long
+        as no other process writes to the table). The disk gets what the memory gets: the larger one decides.
 
         Raises:
             ValueError: the outputs cannot be cropped.
         """
-        if self.stage != "stem" or self.backbone.local_stem is None:
-            raise ValueError(
-                f"random windows of {self.backbone.name} cannot be cut out of kept outputs: every frame of them sees "
-                "the whole window. Use a fixed set of windows (crops='fixed'), or no cache."
-            )
+        if self.stage != "stem":
+            raise ValueError(f"windows cannot be cut out of what stage='{self.stage}' keeps. Use 'stem'.")
+        self._local()
         recordings = list(recordings)
         value_bytes = 2 if self.precision == "bf16" else 4
-        room = self.max_bytes + (0 if self._table is None else self._table.max_bytes)
-        for content_hash, num_samples in recordings:
-            size = self.backbone.num_frames(num_samples) * self.backbone.dim * value_bytes
-            if size <= room and content_hash not in self._admitted:
-                self._admitted.add(content_hash)
-                room -= size
-        self._reserved = min(
-            self.max_bytes, self.max_bytes + (self._table.max_bytes if self._table else 0) - room
-        )
+        sizes = {
+            content: self.backbone.num_frames(num_samples) * self.backbone.dim * value_bytes
+            for content, num_samples in recordings
+        }
+        on_disk: set[str] = set()
+        room = self.max_bytes
+        if self._table is not None:
+            on_disk = {content for content in sizes if _whole(content) in self._table}
+            room = max(room, self._table.room + sum(sizes[content] for content in on_disk))
+        self._admitted, total = set(), 0
+        for content, size in sizes.items():
+            if total + size <= room:
+                self._admitted.add(content)
+                total += size
+        self._reserved = min(self.max_bytes, total)
+        if self._table is not None:
+            self._table.reserve(sum(sizes[content] for content in self._admitted - on_disk))
         return Admitted(sum(content in self._admitted for content, _ in recordings), len(recordings))
 
     # Background: look up and decode ----------------------------------------------------------------------------
@@ -240,7 +264,8 @@ class OutputCache:
 
         Raises:
             AudioError: a file that cannot be read.
-            ValueError: a random window that does not begin at a multiple of the stem's step.
+            ValueError: a random window that does not begin at a multiple of the stem's step, or of a backbone whose
+                frames see the whole window.
         """
         return Prepared(tuple(self._prepare(clip, crops) for clip in clips))
 
@@ -251,13 +276,12 @@ class OutputCache:
 
     def _prepare(self, clip: Clip, crops: Crops) -> _PreparedClip:
         if crops == "random" and self._is_cut(clip):
-            unit = f"{clip.content_hash}:whole"
+            unit = _whole(clip.content_hash)
             stored = self._look_up(unit)
             whole = (
                 None if stored is not None else load_audio(clip.path, self.backbone.sample_rate_hz).samples
             )
-            head, tail = (self._decode(end) for end in self._ends(clip))
-            return _PreparedClip(clip, unit, stored, whole, (head, tail))
+            return _PreparedClip(clip, unit, stored, whole, self._ends(self._decode(clip)))
         unit = f"{clip.content_hash}:{clip.start_sample}:{clip.num_samples}"
         stored = self._look_up(unit)
         samples = None if stored is not None else self._decode(clip)
@@ -275,9 +299,11 @@ class OutputCache:
         return torch.stack([self._output(one) for one in prepared.clips]).to(device)
 
     def _output(self, one: _PreparedClip) -> Tensor:
-        if one.stored is not None:
+        # A window before this one may have been of the same unit.
+        stored = self._kept.get(one.unit) if one.stored is None and one.unit is not None else one.stored
+        if stored is not None:
             self._hits += 1
-            output = one.stored
+            output = stored
         else:
             assert one.samples is not None
             self._misses += 1
@@ -299,8 +325,7 @@ class OutputCache:
 
     def _compute_recording(self, samples: Tensor) -> Tensor:
         """The stem's output for a whole recording, in overlapping pieces: `(S,)` -> `(T, D)`."""
-        local = self.backbone.local_stem
-        assert local is not None
+        local = self._local()
         step, edge = local.step_samples, local.edge_frames
         frames = self.backbone.num_frames(len(samples))
         size = max(4 * edge, round(PIECE_SECONDS * self.backbone.sample_rate_hz / step))
@@ -320,9 +345,8 @@ class OutputCache:
     # Windows out of a recording --------------------------------------------------------------------------------
 
     def _is_cut(self, clip: Clip) -> bool:
-        """Whether this window is cut out of its recording's output; short ones cost as much as their ends."""
-        local = self.backbone.local_stem
-        assert local is not None
+        """Whether this window is cut out of the output of its recording; short ones cost as much as their ends."""
+        local = self._local()
         if clip.start_sample % local.step_samples:
             raise ValueError(
                 f"a window that is cut out of kept outputs begins at a multiple of {local.step_samples} samples, got "
@@ -331,21 +355,28 @@ class OutputCache:
         long_enough = self.backbone.num_frames(clip.num_samples) >= 4 * local.edge_frames
         return long_enough and clip.content_hash in self._admitted
 
-    def _ends(self, clip: Clip) -> tuple[Clip, Clip]:
-        """Stretches at the two ends of a window whose outer frames are those of the window itself."""
-        local = self.backbone.local_stem
-        assert local is not None
+    def _local(self) -> LocalStem:
+        if self.backbone.local_stem is None:
+            raise ValueError(
+                f"random windows of {self.backbone.name} cannot be cut out of kept outputs: every frame of them sees "
+                "the whole window. Use a fixed set of windows (crops='fixed'), or no cache."
+            )
+        return self.backbone.local_stem
+
+    def _ends(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Stretches at the two ends of a window `(S,)` whose outer frames are those of the window itself.
+
+        The window is decoded once for both: some formats can only be decoded from their beginning.
+        """
+        local = self._local()
         span = 2 * local.edge_frames
-        tail = (self.backbone.num_frames(clip.num_samples) - span) * local.step_samples
-        return (
-            Clip(clip.path, clip.content_hash, clip.start_sample, span * local.step_samples),
-            Clip(clip.path, clip.content_hash, clip.start_sample + tail, clip.num_samples - tail),
-        )
+        tail = (self.backbone.num_frames(len(samples)) - span) * local.step_samples
+        return samples[: span * local.step_samples], samples[tail:]
 
     def _cut(self, recording_TD: Tensor, one: _PreparedClip) -> Tensor:
         """A window's frames: the recording's, but the outer ones computed from the window's ends."""
-        local = self.backbone.local_stem
-        assert local is not None and one.ends is not None
+        local = self._local()
+        assert one.ends is not None
         edge, frames = local.edge_frames, self.backbone.num_frames(one.clip.num_samples)
         first = one.clip.start_sample // local.step_samples
         head, tail = (self._compute(samples) for samples in one.ends)
@@ -365,7 +396,7 @@ class OutputCache:
     def _keep(self, unit: str, output: Tensor, reserved: bool) -> None:
         self._keep_in_memory(unit, output, reserved)
         if self._table is not None:
-            self._table.add(unit, output)
+            self._table.add(unit, output, reserved)
 
     def _keep_in_memory(self, unit: str, output: Tensor, reserved: bool) -> None:
         size = output.numel() * output.element_size()
@@ -373,7 +404,7 @@ class OutputCache:
             if unit in self._kept:
                 return
             if self._bytes + (0 if reserved else self._reserved) + size > self.max_bytes:
-                self._refused += 1
+                self._refused.add(unit)
                 return
             if reserved:
                 self._reserved = max(0, self._reserved - size)
@@ -384,6 +415,11 @@ class OutputCache:
         """Write what is not on the disk yet, and let another process write."""
         if self._table is not None:
             self._table.close()
+
+
+def _whole(content_hash: str) -> str:
+    """Name of the entry for a whole recording."""
+    return f"{content_hash}:whole"
 
 
 def load_window(clip: Clip, sample_rate_hz: int) -> Tensor:

@@ -194,6 +194,7 @@ def read_labelled(
             f"{source}: none of the {len(listing.rows)} audio files can be used: {listing.rows[0].missing}. "
             "Relative paths begin at the folder of the file; name another one with audio_root."
         )
+    _check_differences(source, listing.kind, usable, "")
     splits, how_split = _splits(source, listing, usable, seed)
     return _checked(source, listing, usable, splits, how_split)
 
@@ -342,6 +343,8 @@ def _read_file(
     columns: set[str] = set()
     for record in itertools.chain([first], records):
         columns.update(record.fields)
+        for name in ignored:
+            record.fields.pop(name, None)
         row = reader.read(record)
         if row is not None:
             rows.append(row)
@@ -481,7 +484,7 @@ def _layout(source: Path, columns: list[str], kind: str | None, ignored: Sequenc
             )
     # With `kind` given, columns of other kinds may be there and are not read.
     others = [c for k in get_args(Kind) for c in (COLUMN_OF_KIND[k],) if k != chosen and kind is not None]
-    return _Layout(chosen, own, dimensions, frozenset((*OTHER_COLUMNS, *own, *others, *columns, *ignored)))
+    return _Layout(chosen, own, dimensions, frozenset((*OTHER_COLUMNS, *own, *others, *left)))
 
 
 def _kind_of(column: str) -> Kind | None:
@@ -520,7 +523,7 @@ class _RowReader:
         values = self._values(where, fields) if self._layout.dimensions else ()
         if text is None or split is None or group is None or labels is None or values is None:
             return None
-        if not text:
+        if not text.strip():
             self._problems.add("no path", where, "Every row names an audio file.")
             return None
         if split and split.lower() not in SPLIT_NAMES:
@@ -893,6 +896,7 @@ def _checked(
         warnings += _check_numbers(source, names, usable, train, splits)
     else:
         names = tuple(sorted({label for row in usable for label in row.labels}))
+        _check_differences(source, kind, train, "training ")
         warnings += _check_labels(source, kind, names, usable, train, splits)
         lost = sorted({label for row in listing.rows for label in row.labels} - set(names))
         if lost:
@@ -915,6 +919,22 @@ def _checked(
     return LabelledAudio(
         source, kind, names, tuple(tracks), (*listing.unread, *skipped), how_split, tuple(warnings)
     )
+
+
+def _check_differences(
+    source: Path, kind: Kind, rows: Sequence[_Row], part: Literal["", "training "]
+) -> None:
+    """That the labels tell the recordings apart. Numbers are looked at one by one, in training only."""
+    found = Counter(label for row in rows for label in row.labels)
+    if kind == "tags" and all(count == len(rows) for count in found.values()):
+        raise LabelError(
+            f"{source}: no tag tells the {part}recordings apart: each is on all of them or on none. Add recordings "
+            "with other tags."
+        )
+    if kind in ("class", "key") and len(found) < 2:
+        raise LabelError(
+            f"{source}: all {part}recordings are '{next(iter(found))}'. At least two classes are needed."
+        )
 
 
 def _check_numbers(
@@ -963,11 +983,6 @@ def _check_labels(
     learned = found["train"]
     warnings = []
     if kind == "tags":
-        if all(learned[name] in (0, len(train)) for name in names):
-            raise LabelError(
-                f"{source}: no tag tells the training recordings apart: every tag is on all of them or on none. Add "
-                "recordings without the tag, and with it."
-            )
         if not found["valid"]:
             raise LabelError(
                 f"{source}: no recording of the split valid has a tag, so nothing can be validated. Add some with "
@@ -978,11 +993,6 @@ def _check_labels(
         if always := [name for name in names if learned[name] == len(train)]:
             warnings.append(f"Every training recording has, so nothing can learn: {_some(always)}.")
     else:
-        if len(names) < 2 or len(learned) < 2:
-            part = "training " if len(names) > 1 else ""
-            raise LabelError(
-                f"{source}: all {part}recordings are '{next(iter(learned))}'. At least two classes are needed."
-            )
         strangers = [name for name in names if not learned[name]]
         if (
             strangers and kind == "key"
