@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiation import adapters
+from audiation import adapter_files
 from audiation.adapted import AdaptedModel, HeadConfig
 from audiation.adapters import AdapterBank, AdapterError, load_adapter, read_adapter_record, save_adapter
 from audiation.backbones import Backbone
@@ -108,20 +108,20 @@ def move_statistics(model: AdaptedModel) -> None:
     model.eval()
 
 
-def tensors_of(directory: Path, name: str = adapters.TENSORS) -> dict[str, Tensor]:
+def tensors_of(directory: Path, name: str = adapter_files.TENSORS) -> dict[str, Tensor]:
     return safetensors.torch.load_file(directory / name)
 
 
 def forge(directory: Path, **changes: Any) -> None:
     """What an attacker does: change fields, and make the checksum right."""
-    fields = json.loads((directory / adapters.RECORD).read_text()) | changes
+    fields = json.loads((directory / adapter_files.RECORD).read_text()) | changes
     fields["files"] = {
         name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in fields["files"]
     }
     del fields["checksum"]
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     fields["checksum"] = hashlib.sha256(text.encode()).hexdigest()
-    (directory / adapters.RECORD).write_text(json.dumps(fields))
+    (directory / adapter_files.RECORD).write_text(json.dumps(fields))
 
 
 def exchange(directory: Path, name: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
@@ -170,7 +170,7 @@ def test_only_what_was_trained_is_written(method, tmp_path):
     if method == "finetune":
         expected |= {n for n, _ in model.backbone.named_buffers() if "running" in n or "num_batches" in n}
     assert tensors_of(tmp_path).keys() == expected
-    assert tensors_of(tmp_path, adapters.HEAD).keys() == {
+    assert tensors_of(tmp_path, adapter_files.HEAD).keys() == {
         "hidden.weight",
         "hidden.bias",
         "output.weight",
@@ -239,8 +239,8 @@ def test_statistics_that_moved_are_kept_where_the_caller_says_so(method, tmp_pat
     loaded = load_adapter(tmp_path / "moved", plain())
     assert torch.equal(logits(loaded), logits(model))
     save_adapter(model, tmp_path / "plain")
-    assert not any("running" in name for name in tensors_of(tmp_path / "plain", adapters.HEAD))
-    assert (tmp_path / "plain" / adapters.TENSORS).exists() == (method == "lora")
+    assert not any("running" in name for name in tensors_of(tmp_path / "plain", adapter_files.HEAD))
+    assert (tmp_path / "plain" / adapter_files.TENSORS).exists() == (method == "lora")
     assert not torch.equal(logits(load_adapter(tmp_path / "plain", plain())), logits(model))
 
 
@@ -370,7 +370,7 @@ def refused(directory: Path, reason: str, kind: type[Exception] = AdapterError) 
     assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
 
 
-@pytest.mark.parametrize("name", [adapters.TENSORS, adapters.HEAD])
+@pytest.mark.parametrize("name", [adapter_files.TENSORS, adapter_files.HEAD])
 def test_damaged_tensors_are_refused(lora, name):
     good = (lora / name).read_bytes()
     flipped = bytearray(good)
@@ -383,10 +383,10 @@ def test_damaged_tensors_are_refused(lora, name):
 
 
 def test_damaged_tensors_are_refused_where_the_hashes_are_made_right(lora):
-    good = (lora / adapters.TENSORS).read_bytes()
+    good = (lora / adapter_files.TENSORS).read_bytes()
     huge_header = (1 << 62).to_bytes(8, "little") + good[8:]
     for damaged in (good[:-1], b"", huge_header, (200 << 20).to_bytes(8, "little") + b"{" * 100):
-        (lora / adapters.TENSORS).write_bytes(damaged)
+        (lora / adapter_files.TENSORS).write_bytes(damaged)
         forge(lora)
         refused(lora, "it is no safetensors file")
 
@@ -394,17 +394,17 @@ def test_damaged_tensors_are_refused_where_the_hashes_are_made_right(lora):
 def test_a_pickle_is_not_executed(lora, tmp_path):
     trap = tmp_path / "executed"
     for content in (pickle.dumps(Touch(trap)), pickle.dumps({"weight": Touch(trap)}, protocol=2)):
-        (lora / adapters.HEAD).write_bytes(content)
+        (lora / adapter_files.HEAD).write_bytes(content)
         forge(lora)
         refused(lora, "it is no safetensors file")
-    torch.save({"weight": Touch(trap)}, lora / adapters.HEAD)
+    torch.save({"weight": Touch(trap)}, lora / adapter_files.HEAD)
     forge(lora)
     refused(lora, "it is no safetensors file")
     assert not trap.exists()
 
 
 def test_links_in_a_circle_and_things_that_are_no_files(lora, tmp_path):
-    for name in (adapters.RECORD, adapters.HEAD):
+    for name in (adapter_files.RECORD, adapter_files.HEAD):
         shutil.move(lora / name, tmp_path / "kept")
         os.symlink(lora / name, lora / name)
         refused(lora, f"there is no file {name}")
@@ -422,12 +422,12 @@ def test_links_in_a_circle_and_things_that_are_no_files(lora, tmp_path):
     refused(tmp_path / "nowhere", "there is no file adapter.json")
 
 
-FIELDS = [*adapters._TYPES]
+FIELDS = [*adapter_files._TYPES]
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_edited_field_is_noticed(lora, name):
-    path = lora / adapters.RECORD
+    path = lora / adapter_files.RECORD
     fields = json.loads(path.read_text())
     edits: dict[type[Any], Any] = {int: 7, str: "other", bool: True, type(None): 3.5}
     value = {**fields[name], "more": 1} if isinstance(fields[name], dict) else edits[type(fields[name])]
@@ -441,7 +441,7 @@ def test_every_edited_field_is_noticed(lora, name):
 
 
 def test_a_record_that_is_no_record(lora):
-    path = lora / adapters.RECORD
+    path = lora / adapter_files.RECORD
     good = path.read_text()
     broken = {
         "no JSON": "{",
@@ -449,7 +449,7 @@ def test_a_record_that_is_no_record(lora):
         "NaN is no number in JSON": good.replace(": 2,", ": NaN,", 1),
         "it is a list, expected an object": "[]",
         "it has an unknown field 'path'": good.replace("{", '{"path": "/etc/passwd",', 1),
-        "more than|are read at most": " " * (adapters.MAX_RECORD_BYTES + 1),
+        "more than|are read at most": " " * (adapter_files.MAX_RECORD_BYTES + 1),
         "format 2, this version reads 1. Update audiation": good.replace('"format": 1', '"format": 2'),
     }
     for reason, text in broken.items():
@@ -497,16 +497,16 @@ def test_forged_records_are_refused_by_what_they_say(lora, changes, reason):
 
 
 def test_files_outside_of_the_directory_cannot_be_named(lora):
-    fields = json.loads((lora / adapters.RECORD).read_text())
-    for files in ({"../head.safetensors": "0"}, {}, fields["files"] | {"other.bin": "0"}, {adapters.HEAD: 1}):
+    fields = json.loads((lora / adapter_files.RECORD).read_text())
+    for files in ({"../head.safetensors": "0"}, {}, fields["files"] | {"other.bin": "0"}, {adapter_files.HEAD: 1}):
         changed = {k: v for k, v in fields.items() if k != "checksum"} | {"files": files}
         text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
         changed["checksum"] = hashlib.sha256(text.encode()).hexdigest()
-        (lora / adapters.RECORD).write_text(json.dumps(changed))
+        (lora / adapter_files.RECORD).write_text(json.dumps(changed))
         refused(lora, "files has hashes of head.safetensors")
 
 
-@pytest.mark.parametrize("name", [adapters.TENSORS, adapters.HEAD])
+@pytest.mark.parametrize("name", [adapter_files.TENSORS, adapter_files.HEAD])
 def test_forged_tensors_are_refused_by_what_they_are(lora, name):
     good = tensors_of(lora, name)
     first = next(iter(good))
@@ -561,7 +561,7 @@ def test_info_that_json_cannot_hold(info, tmp_path):
     with pytest.raises(AdapterError, match="info holds something that JSON cannot"):
         save_adapter(trained("lora"), tmp_path / "a", info=info)
     with pytest.raises(AdapterError, match="Shorten info"):
-        save_adapter(trained("lora"), tmp_path / "a", info={"text": "x" * adapters.MAX_RECORD_BYTES})
+        save_adapter(trained("lora"), tmp_path / "a", info={"text": "x" * adapter_files.MAX_RECORD_BYTES})
     assert not (tmp_path / "a").exists()
 
 

@@ -549,6 +549,26 @@ def test_made_splits_of_tags_and_mixed_groups_leave_nothing_that_training_lacks(
     mixed.check_groups()
 
 
+def test_of_two_groups_the_larger_is_in_training_and_the_others_are_shared_out(tmp_path):
+    classes = [f"c{i}" for i in range(10)]
+    rows = [(c, f"{c} {size}") for c in classes for size in (1, 4) for _ in range(size)]
+    for seed in range(5):
+        data = read_labelled(many(tmp_path, [r[0] for r in rows], [r[1] for r in rows]), seed=seed)
+        assert {t.group for t in data.split("train")} == {f"{c} 4" for c in classes}
+        assert data.counts == {"train": 40, "valid": 5, "test": 5}
+
+
+def test_a_class_whose_groups_went_elsewhere_with_others_gets_one_back_into_training(tmp_path):
+    mixed = [("a", "1"), ("a", "1"), ("a", "2"), ("z", "2"), ("c", "3"), ("c", "3"), ("c", "4"), ("z", "4")]
+    mixed += [("x", f"x{i}") for i in range(6)]  # these three share 2 and 4 out to validation and test
+    for seed in range(5):
+        data = read_labelled(many(tmp_path, [m[0] for m in mixed], [m[1] for m in mixed]), seed=seed)
+        home = {t.group: t.split for t in data.tracks}
+        assert home["1"] == home["3"] == "train"
+        assert [home["2"], home["4"]].count("train") == 1
+        assert "train" in {t.split for t in data.tracks if t.annotation == Label("z")}
+
+
 def test_given_splits_without_validation_take_it_out_of_training_by_group(tmp_path):
     groups = [f"g{i // 2}" for i in range(80)]
     path = many(tmp_path, ["xy"[i // 2 % 2] for i in range(80)], groups)
@@ -587,6 +607,12 @@ def test_the_report_counts_classes_and_says_when_they_are_unbalanced(tmp_path):
         "look at every class, or add rare ones.",
         "Read as different, though they look alike: 'Y' and 'y'.",
     ]
+    for times, said in ((10, False), (11, True)):  # more than ten times
+        rows = [
+            f"{i:04d}.wav,{'xy'[i >= times]},{'train' if i <= times else 'dev'}" for i in range(times + 2)
+        ]
+        lines = read_labelled(csv_file(tmp_path, "path,label,split", *rows)).report()
+        assert any("Imbalanced" in line for line in lines) is said
     balanced = read_labelled(many(tmp_path, ["x"] * 10 + ["y"] * 9)).report()
     assert len(balanced) == 3 and not any("Imbalanced" in line for line in balanced)
 

@@ -24,7 +24,14 @@ from audiation.recipes.figures import BarPanel, Bars, Gap, Line, LinePanel, Poin
 from audiation.recipes.petl_figure3 import PetlFigure3, estimate
 from audiation.recipes.petl_sensitivity import PetlSensitivity
 from audiation.recipes.petl_table2 import PetlTable2, beats_both, cells_of, names_in
-from audiation.recipes.step_memory import MARGIN, RUNTIME_BYTES, Shapes, check_estimate, memory_need
+from audiation.recipes.step_memory import (
+    MARGIN,
+    RUNTIME_BYTES,
+    MemoryCheck,
+    Shapes,
+    check_estimate,
+    memory_need,
+)
 from audiation.registry import UnknownNameError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
@@ -39,7 +46,8 @@ class Screen(Console):
 
     @property
     def text(self):
-        return self.file.getvalue()
+        """All of it, in one line."""
+        return " ".join(self.file.getvalue().split())
 
 
 @pytest.fixture
@@ -91,7 +99,7 @@ def test_the_recipes_of_the_paper_are_there_and_listed(screen):
     assert [name for name in RECIPES if name.startswith("petl")] == names
     list_recipes(screen)
     assert all(name in screen.text for name in names)
-    assert "memory_limit_gib=24.0" in screen.text.replace("\n", "")
+    assert "memory_limit_gib=24.0" in screen.text
 
 
 @pytest.mark.parametrize(
@@ -346,13 +354,13 @@ def saved_bytes(method):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        backbone(torch.randn(2, 2 * 24_000), layers=[2])
+        backbone(torch.randn(8, 2 * 24_000), layers=[2])
     return sum(s.nbytes() for address, s in kept.items() if address not in own)
 
 
 @pytest.mark.parametrize("method", ["finetune", "lora", "adapter"])
 def test_counted_activations_are_those_of_a_real_step(method):
-    assert need(method).activation_bytes == pytest.approx(saved_bytes(method), rel=0.02)
+    assert need(method, batch_size=8).activation_bytes == pytest.approx(saved_bytes(method), rel=0.02)
 
 
 def test_weights_gradients_and_moments_are_counted():
@@ -371,9 +379,11 @@ def test_weights_gradients_and_moments_are_counted():
 def test_memory_follows_batch_precision_and_checkpointing():
     one, four = need("finetune", batch_size=1), need("finetune", batch_size=4)
     assert four.activation_bytes == pytest.approx(4 * one.activation_bytes, rel=0.02)
-    assert 0.4 < need("lora", bf16=True).activation_bytes / need("lora").activation_bytes < 0.75
-    assert need("lora", checkpointing=True).activation_bytes < 0.2 * need("lora").activation_bytes
-    assert need("lora").step_bytes < 0.5 * need("finetune").step_bytes
+    lora = need("lora", batch_size=16)
+    assert 0.45 < need("lora", batch_size=16, bf16=True).activation_bytes / lora.activation_bytes < 0.65
+    checkpointed = need("lora", batch_size=16, checkpointing=True)
+    assert checkpointed.activation_bytes < 0.2 * lora.activation_bytes
+    assert lora.step_bytes < 0.5 * need("finetune", batch_size=16).step_bytes
 
 
 def test_full_fine_tuning_of_musicfm_outgrows_24_gib_between_6_and_9_layers():
@@ -384,7 +394,7 @@ def test_full_fine_tuning_of_musicfm_outgrows_24_gib_between_6_and_9_layers():
         ).need.gib
         for n in (6, 9)
     }
-    assert gib[6] == pytest.approx(20.2, abs=0.5) and gib[9] == pytest.approx(24.8, abs=0.5)
+    assert gib[6] == pytest.approx(20.4, abs=0.3) and gib[9] == pytest.approx(24.9, abs=0.3)
 
 
 def test_the_estimate_follows_the_choices_of_the_training():
@@ -410,10 +420,17 @@ def test_the_check_measures_what_is_estimated():
     assert "one window of 30.0 s" in check.sentence
 
 
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """The check is not measured but given."""
+    given = MemoryCheck("musicfm-mini", 1, 30.0, 1.2, 1.0)
+    monkeypatch.setattr("audiation.recipes.petl_figure3.check_estimate", lambda *_: given)
+
+
 SMALL_FIGURE3 = "petl_figure3:task=scores-key,backbones=musicfm-mini,layers=1+2+6,weights=random"
 
 
-def test_figure3_marks_cells_without_memory_or_layers(tmp_path, screen, evaluated, monkeypatch):
+def test_figure3_marks_cells_without_memory_or_layers(tmp_path, screen, evaluated, unmeasured, monkeypatch):
     text = SMALL_FIGURE3 + ",methods=finetune+lora+bitfit,memory_limit_gib=2"
     run_recipe(text, tmp_path, console=screen)
     folder = tmp_path / "petl_figure3"
@@ -424,7 +441,7 @@ def test_figure3_marks_cells_without_memory_or_layers(tmp_path, screen, evaluate
     assert rows["lora", 6]["note"] == "has only 4 layers" and rows["lora", 6]["memory_gib"] == ""
     assert rows["bitfit", 1]["note"] == "no bits today"
     assert float(rows["lora", 2]["score"]) == pytest.approx(0.38)
-    assert {(run.method, run.num_layers) for run in evaluated} == {("lora", 1), ("lora", 2)}
+    assert {(run.method, run.num_layers) for run in evaluated} == {("finetune", 1), ("lora", 1), ("lora", 2)}
     chart = (folder / "figure3.svg").read_text()
     for entry in (
         "FT",
@@ -434,18 +451,17 @@ def test_figure3_marks_cells_without_memory_or_layers(tmp_path, screen, evaluate
         "missing: failed",
     ):
         assert f"<!-- {entry} -->" in chart
-    assert "estimated" in screen.text and "measured" in screen.text
+    assert "the estimate is 20% too high" in screen.text
 
     def never(*arguments, **options):
         raise AssertionError("the estimate is in the file")
 
     monkeypatch.setattr("audiation.recipes.petl_figure3.estimate", never)
     run_recipe(text, tmp_path, console=screen)
-    assert len(evaluated) == 2
+    assert len(evaluated) == 3
 
 
-def test_figure3_without_any_result_says_so(tmp_path, screen, monkeypatch):
-    monkeypatch.setattr("audiation.recipes.petl_figure3.check_estimate", lambda *_: check_of_nothing())
+def test_figure3_without_any_result_says_so(tmp_path, screen, unmeasured):
     run_recipe(
         SMALL_FIGURE3.replace("scores-key", "no_such_task") + ",methods=probe", tmp_path, console=screen
     )
@@ -453,12 +469,6 @@ def test_figure3_without_any_result_says_so(tmp_path, screen, monkeypatch):
     assert not list((tmp_path / "petl_figure3").glob("*.png"))
     with pytest.raises(ValueError, match="no backbone of musicfm-mini has as few layers"):
         run_recipe(SMALL_FIGURE3.replace("1+2+6", "5+6") + ",methods=probe", tmp_path, console=screen)
-
-
-def check_of_nothing():
-    from audiation.recipes.step_memory import MemoryCheck
-
-    return MemoryCheck("musicfm-mini", 1, 30.0, 1.0, 1.0)
 
 
 def test_figure3_is_made_of_64_runs():

@@ -171,7 +171,7 @@ def estimate(run: Run, shapes: Shapes, *, fused_attention: bool) -> Cell:
     Raises:
         ValueError: a backbone without encoder, or choices of the training that do not exist.
     """
-    depth = shapes.depth(run.backbone)
+    depth = shapes.whole(run.backbone).num_layers
     if run.num_layers is None or run.num_layers > depth:
         return Cell(run, None, depth)
     backbone = shapes.backbone(run.backbone, run.num_layers)

@@ -75,7 +75,7 @@ def memory_need(
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # none is followed
         _give_storage(backbone)
         waveform = torch.empty(batch_size, round(clip_seconds * backbone.sample_rate_hz))
-        with _LiveBytes([*backbone.parameters(), *backbone.buffers()]) as live:
+        with _LiveBytes([waveform, *backbone.parameters(), *backbone.buffers()]) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 projected_BTD = backbone.project(waveform)
                 for layer_BTD in backbone.encoder.layers(projected_BTD):
@@ -126,24 +126,29 @@ def _give_storage(backbone: nn.Module) -> None:
 
 
 class Shapes:
-    """Backbones of all sizes on the meta device: what `memory_need` takes. Each is made once."""
+    """Backbones of any depth on the meta device: what `memory_need` takes. Each is made once."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[str, int | None], Backbone] = {}
+        self._whole: dict[str, Backbone] = {}
 
-    def backbone(self, name: str, num_layers: int | None) -> Backbone:
-        """A copy of its own. ValueError for a backbone without encoder, or without so many layers."""
-        if (name, num_layers) not in self._made:
-            made = BACKBONES[name].build(num_layers=num_layers)
+    def whole(self, name: str) -> Backbone:
+        """With all blocks. ValueError for a backbone without."""
+        if name not in self._whole:
+            made = BACKBONES[name].build()
             if made.encoder is None:
                 raise ValueError(f"'{name}' has no blocks to count. Backbones with blocks: {_with_blocks()}.")
             made = made.to("meta")
             made.name = name
-            self._made[name, num_layers] = made
-        return copy.deepcopy(self._made[name, num_layers])
+            self._whole[name] = made
+        return self._whole[name]
 
-    def depth(self, name: str) -> int:
-        return self.backbone(name, None).num_layers
+    def backbone(self, name: str, num_layers: int) -> Backbone:
+        """A copy with its first blocks only."""
+        cut = copy.deepcopy(self.whole(name))
+        assert cut.encoder is not None and num_layers <= cut.num_layers
+        cut.encoder.blocks = cut.encoder.blocks[:num_layers]
+        cut.num_layers = num_layers
+        return cut
 
 
 def _with_blocks() -> str:
