@@ -593,7 +593,8 @@ def test_the_page_on_models_says_what_the_registry_says():
         spec = BACKBONES[name]
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         use = "| yes |" if spec.commercial_use else "| **no** |"
-        facts = [f"| {spec.published_parameters:,} |", f"| {spec.weights_licence}", use]
+        count = "-" if spec.published_parameters is None else f"{spec.published_parameters:,}"
+        facts = [f"| {count} |", f"| {spec.weights_licence}", use]
         assert [fact for fact in facts if fact not in row] == [], name
         for file in spec.weights.files if spec.weights is not None else ():
             known = [file.repo_id, file.filename, file.sha256, file.size_bytes and f"{file.size_bytes:,}"]

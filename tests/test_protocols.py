@@ -86,7 +86,7 @@ def test_method_strings_are_parsed_against_the_fields(example):
     ("text", "message"),
     [
         ("example", "needs rank"),
-        ("example:rank=two", "example:rank must be of type int, got 'two'"),
+        ("example:rank=two", "method 'example': rank must be of type int, got 'two'"),
         ("example:rank=2.5", "must be of type int"),
         ("example:rank=2,bias=1", "true or false"),
         ("example:rank=2,where=key", "one of query, value"),
