@@ -189,7 +189,10 @@ def _draw_bars(axis: Any, panel: BarPanel, top: float) -> None:
             [x for x, _ in kept], [v for _, v in kept], width, label=bars.name,
             color=colour, hatch=hatching, edgecolor="white" if not hatching else "black", linewidth=0.5,
         )  # fmt: skip
-        axis.bar_label(drawn, fmt=_short, fontsize=7, padding=1.5)
+        labels = axis.bar_label(drawn, fmt=_short, fontsize=7, padding=1.5)
+        for label, (_, value) in zip(labels, kept, strict=True):
+            if 0 < panel.reference - value < 0.1 * top:  # the line across would run through it
+                label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
     axis.axhline(panel.reference, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     axis.set_ylim(0, top)
     axis.margins(x=0.02)
@@ -200,7 +203,7 @@ def _draw_bars(axis: Any, panel: BarPanel, top: float) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.095 else f"{value:.1g}"
+    return f"{value:.2f}" if value >= 0.005 else "<0.01"
 
 
 def _draw_lines(axis: Any, panel: LinePanel, names: list[str], reasons: list[str]) -> None:
