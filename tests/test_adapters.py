@@ -498,7 +498,12 @@ def test_forged_records_are_refused_by_what_they_say(lora, changes, reason):
 
 def test_files_outside_of_the_directory_cannot_be_named(lora):
     fields = json.loads((lora / adapter_files.RECORD).read_text())
-    for files in ({"../head.safetensors": "0"}, {}, fields["files"] | {"other.bin": "0"}, {adapter_files.HEAD: 1}):
+    for files in (
+        {"../head.safetensors": "0"},
+        {},
+        fields["files"] | {"other.bin": "0"},
+        {adapter_files.HEAD: 1},
+    ):
         changed = {k: v for k, v in fields.items() if k != "checksum"} | {"files": files}
         text = json.dumps(changed, sort_keys=True, separators=(",", ":"))
         changed["checksum"] = hashlib.sha256(text.encode()).hexdigest()

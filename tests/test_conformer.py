@@ -60,7 +60,7 @@ def test_roles_name_every_linear_map_and_norm(encoder: ConformerEncoder) -> None
     for block in encoder.blocks:
         roles = block.linears()
         assert {role: [tuple(m.weight.shape) for m in maps] for role, maps in roles.items()} == {
-            **dict.fromkeys(("query", "key", "value", "output"), [(16, 16)]),
+            **{role: [(16, 16)] for role in ("query", "key", "value", "output")},
             "ffn_up": [(24, 16)] * 2,
             "ffn_down": [(16, 24)] * 2,
             "pointwise": [(32, 16), (16, 16)],

@@ -180,7 +180,7 @@ def test_bootstrap_of_little():
     with pytest.raises(ValueError, match="confidence in"):
         bootstrap_interval(metric, [1, 1], [1, 1], confidence=95)
     undefined = Metric("undefined", lambda references, estimates: math.nan)
-    with pytest.raises(ValueError, match="undefined is not defined on every resample of 2 tracks"):
+    with pytest.raises(ValueError, match="undefined is defined on 0 of 1000 resamples of 2 tracks"):
         bootstrap_interval(undefined, [1, 1], [1, 1])
 
 

@@ -153,7 +153,7 @@ def test_table2_can_be_restricted():
 def test_every_cell_of_table2_has_its_printed_number():
     runs = PetlTable2().runs()
     failed = tuple(FailedRun(run, "not here") for run in runs)
-    cells = {(c.run.backbone, c.run.method, c.run.task): c for c in cells_of(runs, Carried((), failed))}
+    cells = {(c.run.backbone, c.run.method, c.run.task): c for c in cells_of(runs, Carried({}, failed))}
     assert all(cell.printed is not None and cell.reason == "not here" for cell in cells.values())
     assert cells["musicfm-msd", "lora", "mtt_clean"].printed.value == 0.486
     assert "underlined" in cells["musicfm-msd", "lora", "mtt_clean"].printed.note
@@ -165,7 +165,7 @@ def test_only_the_paper_s_own_systems_have_printed_numbers():
     runs = parse_recipe("petl_table2:backbones=musicfm-mini,tasks=mtt_clean,methods=lora").runs()
     runs += parse_recipe("petl_table2:tasks=mtt_clean,methods=lora,num_layers=3").runs()
     failed = tuple(FailedRun(run, "") for run in runs)
-    assert [cell.printed for cell in cells_of(runs, Carried((), failed))] == [None, None, None]
+    assert [cell.printed for cell in cells_of(runs, Carried({}, failed))] == [None, None, None]
 
 
 def answers(num_right, num_tracks=60, right="C major", wrong="F# minor"):
@@ -197,10 +197,16 @@ def test_cells_say_why_there_is_no_mark_and_which_is_best():
     results = [
         a_result(run, s, answers(int(60 * s))) for run, s in zip(runs, (0.3, 0.4, 0.8, 0.4), strict=True)
     ]
-    cells = cells_of(runs, Carried(tuple(results), ()))
+    cells = cells_of(runs, Carried(dict(zip(runs, results, strict=True)), ()))
     assert [cell.beats_both for cell in cells] == [None, None, True, False]
     assert [cell.best for cell in cells] == [False, False, True, False]
-    without_probe = cells_of(runs, Carried((results[0], *results[2:]), (FailedRun(runs[1], "no data"),)))
+    without_probe = cells_of(
+        runs,
+        Carried(
+            {r: x for r, x in zip(runs, results, strict=True) if r != runs[1]},
+            (FailedRun(runs[1], "no data"),),
+        ),
+    )
     assert without_probe[1].reason == "no data"
     assert without_probe[2].beats_both is None and "probing is missing" in without_probe[2].no_mark_because
 

@@ -299,7 +299,8 @@ def recipe(
     Runs whose result is in the folder already are not repeated, so a recipe can be stopped and started again.
 
     Args:
-        name: with fields, like petl_sensitivity:task=scores-key,backbones=musicfm-mini. Without it, recipes are listed.
+        name: with fields, like petl_sensitivity:task=scores-key,backbones=musicfm-mini,num_layers=4,weights=random.
+            Without it, recipes are listed.
         out: folder for results, tables and figures.
         device: torch device.
     """

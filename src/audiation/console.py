@@ -21,7 +21,7 @@ from audiation.leaderboard import Result, published_beside, render_table
 from audiation.loading import load_backbone
 from audiation.music_files import find_music
 from audiation.own_audio import AdaptReport, adapt, predict
-from audiation.parameters import count_parameters
+from audiation.parameters import CountRow, count_parameters
 from audiation.predictions import Format, render_csv, render_json, write_predictions
 from audiation.store_rows import Failure
 from audiation.training import TrainingProgress, process_group
@@ -118,8 +118,13 @@ def evaluate_with_progress(
     return result
 
 
-def show_parameters(backbones: Sequence[str], methods: Sequence[str] | None, num_layers: int | None) -> None:
-    """`audiation parameters`."""
+def show_parameters(
+    backbones: Sequence[str],
+    methods: Sequence[str] | None,
+    num_layers: int | None,
+    console: Console | None = None,
+) -> list[CountRow]:
+    """`audiation parameters`: prints the table, and returns its rows."""
     rows = count_parameters(backbones, methods, num_layers)
     depth = "all blocks" if num_layers is None else f"first {num_layers} blocks"
     table = Table(
@@ -143,12 +148,13 @@ def show_parameters(backbones: Sequence[str], methods: Sequence[str] | None, num
             "-" if row.printed is None else row.printed + mark,
             f"{row.count.trainable / row.count.registered:.2%}",
         )
-    console = Console()
+    console = console or Console()
     console.print(table)
     compared = [row for row in rows if row.agrees is not None]
     if compared:
         equal = sum(bool(row.agrees) for row in compared)
         console.print(f"{equal} of {len(compared)} cells agree with the paper's table 3.", highlight=False)
+    return rows
 
 
 def adapt_with_progress(

@@ -27,6 +27,9 @@ from audiation.tasks import TASKS
 
 SCHEMA_VERSION = 1
 RESAMPLES_PER_BLOCK = 100  # bounds the memory of a vectorised bootstrap
+MIN_DEFINED_SHARE = (
+    0.95  # of the resamples; the others have no score, and their share of the interval is unknown
+)
 
 
 class ResultError(ValueError):
@@ -210,7 +213,7 @@ def bootstrap_interval(
         None for one track, whose resamples are all alike and would look like certainty.
 
     Raises:
-        ValueError: no tracks, lists of different lengths, or a resample whose score is not finite.
+        ValueError: no tracks, lists of different lengths, or a score that more than 5 % of the resamples do not have.
     """
     num_tracks = len(references)
     if num_tracks == 0 or num_tracks != len(estimates):
@@ -282,16 +285,25 @@ def _scores(
     if metric.per_track is not None:
         values = np.array([metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)], float)
         return values[draws].mean(axis=1)
-    return np.array(
-        [metric.compute([references[i] for i in draw], [estimates[i] for i in draw]) for draw in draws]
-    )
+    metric.compute(references, estimates)  # what is wrong with all tracks is no matter of resampling
+    scores = []
+    for draw in draws:
+        try:
+            scores.append(metric.compute([references[i] for i in draw], [estimates[i] for i in draw]))
+        except ValueError:  # a resample without a positive, say
+            scores.append(float("nan"))
+    return np.array(scores)
 
 
 def _percentiles(metric: Metric, scores: np.ndarray, num_tracks: int, confidence: float) -> Interval:
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{metric.name} is not defined on every resample of {num_tracks} tracks")
+    finite = scores[np.isfinite(scores)]
+    if len(finite) < MIN_DEFINED_SHARE * len(scores):
+        raise ValueError(
+            f"{metric.name} is defined on {len(finite)} of {len(scores)} resamples of {num_tracks} tracks; too few "
+            "for an interval"
+        )
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(scores, [tail, 100 - tail])
+    low, high = np.percentile(finite, [tail, 100 - tail])
     return Interval(float(low), float(high))
 
 

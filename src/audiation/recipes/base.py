@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -66,13 +67,10 @@ class FailedRun:
 
 @dataclass(frozen=True)
 class Carried:
-    """results: of the runs that ended, in order. failed: the others, with their reasons."""
+    """results: of the runs that ended, in their order. failed: the others, with their reasons."""
 
-    results: tuple[Result, ...]
+    results: Mapping[Run, Result]
     failed: tuple[FailedRun, ...]
-
-    def result_of(self, run: Run) -> Result | None:
-        return next((r for r in self.results if Run.of(r) == run), None)
 
 
 def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console) -> Carried:
@@ -81,24 +79,25 @@ def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console
     A run that cannot be carried out (data that is not there, a task that does not exist) is reported with its reason,
     and the others go on.
     """
-    results, failed = [], []
+    results: dict[Run, Result] = {}
+    failed: list[FailedRun] = []
     for number, run in enumerate(runs, start=1):
         path = out / f"{run.task}.{run.backbone}.{run.key}.json"
         kept = _kept(path)
         if kept is not None:
-            results.append(kept)
+            results[run] = kept
             continue
         console.print(
             f"run {number} of {len(runs)}: {run.backbone}, {run.method}, {run.task}", highlight=False
         )
         try:
             result = evaluate_with_progress(run, out=path, console=console, show_table=False, device=device)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, OSError, torch.OutOfMemoryError) as error:
             failed.append(FailedRun(run, str(error)))
             console.print(f"  not carried out: {error}", markup=False, style="red", soft_wrap=True)
             continue
-        results.append(result)
-    return Carried(tuple(results), tuple(failed))
+        results[run] = result
+    return Carried(results, tuple(failed))
 
 
 def _kept(path: Path) -> Result | None:

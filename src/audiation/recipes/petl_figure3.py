@@ -40,7 +40,6 @@ from audiation.recipes.petl_table2 import (
     names_in,
     petl_run,
     report_failed,
-    results_of,
     short,
 )
 from audiation.recipes.step_memory import (
@@ -105,7 +104,7 @@ class PetlFigure3:
             console.print(note, style="dim", highlight=False)
         fitting = [cell.run for cell in cells if cell.gap(self.memory_limit_gib) == ""]
         carried = carry_out_runs(fitting, out, device, console)
-        results = results_of(fitting, carried)
+        results = carried.results
         console.print(render_scores(cells, results, self.memory_limit_gib))
         report_failed(carried.failed, console)
         reasons = {one.run: one.reason for one in carried.failed}

@@ -25,7 +25,6 @@ from audiation.recipes.petl_table2 import (
     names_in,
     petl_run,
     report_failed,
-    results_of,
 )
 
 
@@ -83,7 +82,7 @@ class PetlSensitivity:
         check_matplotlib()
         cells = self._cells()
         carried = carry_out_runs(self.runs(), out, device, console)
-        results = results_of(self.runs(), carried)
+        results = carried.results
         console.print(render_cells(cells, results))
         report_failed(carried.failed, console)
         reasons = {one.run: one.reason for one in carried.failed}

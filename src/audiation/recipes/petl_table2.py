@@ -139,13 +139,6 @@ def petl_run(backbone: str, method: str, task: str, num_layers: int, weights: st
     )
 
 
-def results_of(runs: Sequence[Run], carried: Carried) -> dict[Run, Result]:
-    """Which result belongs to which run: a result also says what the choices of its run came to, so that the run that
-    is read out of it may name a layer where the one asked for did not."""
-    failed = {one.run for one in carried.failed}
-    return dict(zip((run for run in runs if run not in failed), carried.results, strict=True))
-
-
 def report_failed(failed: Sequence[FailedRun], console: Console) -> None:
     """What could not be carried out, equal reasons together."""
     by_reason: dict[str, list[Run]] = {}
@@ -234,7 +227,7 @@ class Headline:
 def cells_of(runs: Sequence[Run], carried: Carried) -> list[Cell]:
     """A cell per run, compared with FT and probing on the same backbone and task."""
     reasons = {one.run: one.reason for one in carried.failed}
-    results = results_of(runs, carried)
+    results = carried.results
     by_place = {(run.backbone, run.task, _kind(run.method)): results.get(run) for run in runs}
     cells = []
     for run in runs:
@@ -243,7 +236,9 @@ def cells_of(runs: Sequence[Run], carried: Carried) -> list[Cell]:
             cells.append(Cell(run, None, reasons[run], printed_score(run)))
             continue
         rivals = [
-            r for r in carried.results if (r.run["backbone"], r.run["task"]) == (run.backbone, run.task)
+            r
+            for r in carried.results.values()
+            if (r.run["backbone"], r.run["task"]) == (run.backbone, run.task)
         ]
         scores = [Headline.of(rival).score for rival in rivals]
         choose = max if TASKS[run.task].metrics[0].higher_is_better else min

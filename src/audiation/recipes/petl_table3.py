@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from audiation.console import show_parameters
-from audiation.parameters import TABLE3_BACKBONES, TABLE3_LAYERS, count_parameters
+from audiation.parameters import TABLE3_BACKBONES, TABLE3_LAYERS
 from audiation.recipes.base import RECIPES
 from audiation.recipes.figures import write_csv
 from audiation.recipes.petl_table2 import names_in
@@ -29,13 +29,13 @@ class PetlTable3:
     def carry_out(self, out: Path, device: str, console: Console) -> None:
         """Print the table, and write it as `table3.csv`. Only shapes are counted, so the device does not matter."""
         backbones = names_in(self.backbones, "backbones")
-        show_parameters(backbones, None, self.num_layers)
+        counted = show_parameters(backbones, None, self.num_layers, console)
         rows = [
             [
                 row.backbone, row.method, row.count.trainable, row.count.published_layout, row.count.added,
                 row.count.registered, row.printed, {None: None, True: "yes", False: "no"}[row.agrees],
             ]
-            for row in count_parameters(backbones, None, self.num_layers)
+            for row in counted
         ]  # fmt: skip
         path = write_csv(out / "table3.csv", CSV_HEADER, rows)
         console.print(f"Numbers: {path}", highlight=False, soft_wrap=True)
