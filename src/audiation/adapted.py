@@ -63,7 +63,9 @@ class AdaptedModel(nn.Module):
     ) -> None:
         super().__init__()
         if target.per_frame:
-            raise ValueError("adaptation answers questions about whole clips; this target asks for every frame")
+            raise ValueError(
+                "adaptation answers questions about whole clips; this target asks for every frame"
+            )
         self.head_config = head or HeadConfig()
         self.layer = backbone.num_layers if layer is None else backbone.resolve_layers([layer], None)[1]
         self.backbone, self.target, self.crop_seconds = backbone, target, crop_seconds
