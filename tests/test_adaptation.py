@@ -9,13 +9,14 @@ import pytest
 import soundfile
 import torch
 
-from audiation.adaptation import AdaptConfig, Example, epoch_steps, train_adaptation
+from audiation.adaptation import AdaptConfig, epoch_steps, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.annotations import Label
 from audiation.loading import load_backbone
 from audiation.methods import inject
 from audiation.metrics import ACCURACY
 from audiation.targets import ClassTarget
+from audiation.track_windows import Example
 from audiation.training import DivergedError
 
 RATE = 24_000

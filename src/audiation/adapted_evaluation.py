@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from audiation.adaptation import AdaptConfig, Example, train_adaptation
+from audiation.adaptation import AdaptConfig, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.audio import AudioError
 from audiation.backbones import Backbone
@@ -22,6 +22,7 @@ from audiation.methods import format_method, parse_choices
 from audiation.protocols import AdaptProtocol
 from audiation.splits import Split
 from audiation.tasks import Task
+from audiation.track_windows import Example
 from audiation.training import TrainingProgress
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from audiation.adaptation import AdaptConfig, Example, Unused, epoch_steps, train_adaptation
+from audiation.adaptation import AdaptConfig, epoch_steps, train_adaptation
 from audiation.adapted import AdaptedModel, TrackAnswer, answer_track
 from audiation.adapted_evaluation import answer_examples, with_choices
 from audiation.adapters import AdapterBank, check_place, load_adapter, save_adapter
@@ -24,6 +24,7 @@ from audiation.loading import load_backbone
 from audiation.methods import ParameterCount, format_method, inject, parse_method
 from audiation.methods.finetune import FineTune
 from audiation.tasks.labelled import labelled_task
+from audiation.track_windows import Example, Unused
 from audiation.training import TrainingProgress
 
 DEFAULT_LEARNING_RATE, FINETUNE_LEARNING_RATE = 1e-4, 1e-5  # PETL protocol

@@ -1,0 +1,223 @@
+"""Windows of labelled recordings, in micro-batches that are a function of their place.
+
+Shape letters: `B` windows, `S` samples, `T` frames, `D` model width.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiation.adapted import AdaptedModel, Stage
+from audiation.audio import AudioError, audio_info, content_hash
+from audiation.output_cache import CachePlan, Clip, Crops, OutputCache, Prepared, load_window
+from audiation.training import TrainConfig
+
+SUBSTITUTES = 16  # tries to find a readable recording in place of one that is not
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled recording."""
+
+    track_id: str
+    path: Path
+    annotation: Any
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A recording that could not be read, and why."""
+
+    track_id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A readable recording and where its windows may lie.
+
+    num_samples: of the whole file at the backbone's rate. window_samples: of one window, at most all of them.
+    """
+
+    example: Example
+    content: str
+    num_samples: int
+    window_samples: int
+    target: Tensor = field(repr=False)
+
+    @property
+    def is_longer_than_a_window(self) -> bool:
+        return self.num_samples > self.window_samples
+
+    def window(self, number: int) -> Clip:
+        """Window `number` of those that follow one another from the beginning."""
+        return self.clip(number * self.window_samples)
+
+    @property
+    def num_windows(self) -> int:
+        return self.num_samples // self.window_samples
+
+    def clip(self, start_sample: int) -> Clip:
+        return Clip(self.example.path, self.content, start_sample, self.window_samples)
+
+
+def readable_recordings(
+    model: AdaptedModel, examples: Sequence[Example], split: str, unused: list[Unused]
+) -> list[Recording]:
+    backbone, found = model.backbone, []
+    rate = backbone.sample_rate_hz
+    for example in examples:
+        try:
+            info = audio_info(example.path)
+            num_samples = (2 * info.num_frames * rate + info.sample_rate_hz) // (2 * info.sample_rate_hz)
+            content = content_hash(example.path)
+        except AudioError as error:
+            unused.append(Unused(example.track_id, split, str(error)))
+            continue
+        if num_samples < backbone.min_samples:
+            least = backbone.min_samples / rate
+            unused.append(
+                Unused(example.track_id, split, f"lasts {info.duration_seconds:.3f} s, needs {least:.3f} s")
+            )
+            continue
+        window = num_samples
+        if model.crop_seconds is not None:
+            window = min(num_samples, round(model.crop_seconds * rate))
+        if window < backbone.min_samples:
+            raise ValueError(
+                f"{backbone.name} needs windows of at least {backbone.min_samples / rate:.3f} s, got "
+                f"crop_seconds={model.crop_seconds}"
+            )
+        found.append(
+            Recording(example, content, num_samples, window, model.target.encode(example.annotation))
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """groups: windows of one length each, decoded `(B, S)` or prepared by the cache; together in the order of `names`
+    and `targets`."""
+
+    groups: tuple[Tensor | Prepared, ...]
+    targets: Tensor
+    names: tuple[str, ...]
+
+    def inputs(self, cache: OutputCache | None, device: torch.device) -> tuple[list[Tensor], Stage]:
+        """What the model takes, and at which stage."""
+        inputs = []
+        for group in self.groups:
+            if isinstance(group, Tensor):
+                inputs.append(group.to(device))
+            else:
+                assert cache is not None
+                inputs.append(cache.outputs(group))
+        return inputs, "waveform" if cache is None else cache.stage
+
+
+def load_windows(
+    clips: Sequence[Clip], cache: OutputCache | None, rate: int, crops: Crops = "fixed"
+) -> Tensor | Prepared:
+    """Windows of one length, as the cache wants them or decoded, `(B, S)`. Raises AudioError."""
+    if cache is not None:
+        return cache.prepare(clips, crops)
+    return torch.stack([load_window(clip, rate) for clip in clips])
+
+
+class WindowBatches:
+    """Every micro-batch as a function of its place: epochs are permutations, and windows are drawn, from hashes."""
+
+    def __init__(
+        self,
+        recordings: list[Recording],
+        model: AdaptedModel,
+        config: TrainConfig,
+        crops: Crops,
+        plan: CachePlan,
+        unused: list[Unused],
+    ) -> None:
+        self.recordings, self.config, self.drawn = recordings, config, crops
+        self.cache = plan.cache if plan.training_crops is not None else None
+        self.crops: Crops = plan.training_crops or "fixed"
+        self.rate = model.backbone.sample_rate_hz
+        local = model.backbone.local_stem
+        # With or without cache, so that it changes no window.
+        self.step_samples = 1 if local is None else local.step_samples
+        self._unused, self._broken = unused, set[str]()
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def micro_batch(self, step: int, index: int) -> MicroBatch:
+        size = self.config.micro_batch_size or self.config.batch_size
+        first = step * self.config.batch_size + index * size
+        chosen = [self._example(position) for position in range(first, first + size)]
+        groups: dict[int, list[_Chosen]] = {}
+        for one in chosen:
+            groups.setdefault(one.clip.num_samples, []).append(one)
+        ordered = [one for group in groups.values() for one in group]
+        return MicroBatch(
+            tuple(_joined([one.loaded for one in group], self.cache) for group in groups.values()),
+            torch.stack([one.recording.target for one in ordered]),
+            tuple(str(one.clip.path) for one in ordered),
+        )
+
+    def _example(self, position: int) -> _Chosen:
+        """The example at a place in the endless row of epochs; where it cannot be read, another of its epoch."""
+        total = len(self.recordings)
+        draw = random.Random(_number(self.config.seed, "window", position))
+        place = position % total
+        for _ in range(SUBSTITUTES):
+            recording = self.recordings[self._order(position // total)[place]]
+            clip = self._window(recording, draw)
+            try:
+                return _Chosen(recording, clip, load_windows([clip], self.cache, self.rate, self.crops))
+            except AudioError as error:
+                self._report(recording, error)
+                place = draw.randrange(total)
+        raise ValueError(
+            f"{len(self._broken)} recordings break off while they are read, the last {recording.example.path}. "
+            "Check the files, or leave them out."
+        )
+
+    def _window(self, recording: Recording, draw: random.Random) -> Clip:
+        if not recording.is_longer_than_a_window:
+            return recording.clip(0)
+        if self.drawn == "fixed":
+            return recording.window(draw.randrange(recording.num_windows))
+        places = (recording.num_samples - recording.window_samples) // self.step_samples
+        return recording.clip(draw.randint(0, places) * self.step_samples)
+
+    def _permutation(self, epoch: int) -> list[int]:
+        order = list(range(len(self.recordings)))
+        random.Random(_number(self.config.seed, "order", epoch)).shuffle(order)
+        return order
+
+    def _report(self, recording: Recording, error: AudioError) -> None:
+        track_id = recording.example.track_id
+        if track_id not in self._broken:
+            self._broken.add(track_id)
+            self._unused.append(Unused(track_id, "train", str(error)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    recording: Recording
+    clip: Clip
+    loaded: Any
+
+
+def _joined(parts: list[Any], cache: OutputCache | None) -> Any:
+    return torch.cat(parts) if cache is None else cache.join(parts)
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
