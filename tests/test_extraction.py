@@ -368,7 +368,7 @@ store.COMMIT_ROWS, store.COMPACT_EVERY_COMMITS = 2, 3
 
 class Slow(Conv):
     def forward(self, *args, **kwargs):
-        time.sleep(0.01)
+        time.sleep(0.05)
         return super().forward(*args, **kwargs)
 
 print("begin", flush=True)

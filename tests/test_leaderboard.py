@@ -323,3 +323,19 @@ def test_a_paired_interval_is_narrower_than_the_difference_of_two_and_knows_the_
     assert paired_interval(ACCURACY, references[:1], a[:1], b[:1]) is None
     with pytest.raises(ValueError, match="200 references, 200 and 3 estimates"):
         paired_interval(ACCURACY, references, a, b[:3])
+
+
+def test_resamples_without_a_score_are_left_out_of_the_interval_while_they_are_few():
+    def defined_with_a_positive(references, estimates):
+        if not any(references):
+            raise ValueError("no positive")
+        return float(np.mean([r == e for r, e in zip(references, estimates, strict=True)]))
+
+    metric = Metric("picky", defined_with_a_positive)
+    many, few = [1] * 5 + [0] * 45, [1] + [0] * 49
+    interval = bootstrap_interval(metric, many, many[:1] + [0] * 49)
+    assert 0 < interval.low < interval.high <= 1  # (9/10)^50 of the resamples have no positive: 0.5 %
+    with pytest.raises(ValueError, match=r"picky is defined on \d+ of 1000 resamples of 50 tracks; too few"):
+        bootstrap_interval(metric, few, few)
+    with pytest.raises(ValueError, match="no positive"):
+        bootstrap_interval(metric, [0, 0], [0, 0])

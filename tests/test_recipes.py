@@ -258,7 +258,7 @@ def test_table2_end_to_end_on_a_small_backbone(gtzan, tmp_path, screen, monkeypa
 # Table 3 --------------------------------------------------------------------------------------------------
 
 
-def test_table3_writes_what_is_counted(tmp_path, screen, capsys):
+def test_table3_writes_what_is_counted(tmp_path, screen):
     run_recipe("petl_table3:backbones=mert-v1-95m", tmp_path, console=screen)
     rows = rows_of(tmp_path / "petl_table3" / "table3.csv")
     assert {row["method"]: int(row["trained"]) for row in rows} == {
@@ -266,7 +266,7 @@ def test_table3_writes_what_is_counted(tmp_path, screen, capsys):
         "bitfit": 50_688, "ssf": 82_944, "lora": 165_888,
     }  # fmt: skip
     assert [row["agrees"] for row in rows] == ["yes"] * 8
-    assert "8 of 8 cells agree" in capsys.readouterr().out
+    assert "8 of 8 cells agree" in screen.text
 
 
 # Figure 2 -------------------------------------------------------------------------------------------------

@@ -285,13 +285,14 @@ def _scores(
     if metric.per_track is not None:
         values = np.array([metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)], float)
         return values[draws].mean(axis=1)
-    metric.compute(references, estimates)  # what is wrong with all tracks is no matter of resampling
     scores = []
     for draw in draws:
         try:
             scores.append(metric.compute([references[i] for i in draw], [estimates[i] for i in draw]))
         except ValueError:  # a resample without a positive, say
             scores.append(float("nan"))
+    if np.isnan(scores).all():
+        metric.compute(references, estimates)  # raises where something is wrong with all tracks
     return np.array(scores)
 
 
