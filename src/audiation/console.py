@@ -102,7 +102,8 @@ def evaluate_with_progress(
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the result a file name, like {path / 'result.json'}")
     with new_progress(console) as bar:
-        row = bar.add_task(f"{run.backbone} on {run.task}", total=None, detail="")
+        adapted = "" if run.method == "probe" else f", {run.method},"
+        row = bar.add_task(f"{run.backbone}{adapted} on {run.task}", total=None, detail="")
         result = evaluate(run, progress=lambda p: _show_evaluation(bar, row, p), **options)
         bar.update(row, total=1, completed=1, detail=_headline(result))
     if show_table:  # before saving, so that a full disk does not take the answer with it
