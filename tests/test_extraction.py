@@ -358,7 +358,8 @@ def test_what_cannot_work_is_refused_at_once(tmp_path, music):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 sys.path.insert(0, {tests!r})
 import time, torch
 torch.set_num_threads(1)
@@ -368,7 +369,7 @@ store.COMMIT_ROWS, store.COMPACT_EVERY_COMMITS = 2, 3
 
 class Slow(Conv):
     def forward(self, *args, **kwargs):
-        time.sleep(0.05)
+        time.sleep(0.01)
         return super().forward(*args, **kwargs)
 
 print("begin", flush=True)

@@ -153,6 +153,9 @@ def test_what_cannot_be_trained_on_is_refused_before_training(music, tmp_path):
         adapt(folder / "music", "musicfm-mini", "lorra", tmp_path / "c", **QUICK)
     with pytest.raises(ValueError, match="no field 'stepps'"):
         adapt(folder / "music", "musicfm-mini", "lora", tmp_path / "d", train="stepps=3", **QUICK)
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1, got 0"):
+            adapt(folder / "music", "musicfm-mini", "lora", tmp_path / "e", **QUICK | {name: 0})
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
     with pytest.raises(AdapterError, match=r"thesis\.tex"):

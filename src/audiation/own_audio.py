@@ -104,6 +104,9 @@ def adapt(
     """
     say = say or (lambda _: None)
     parsed = parse_method(method)
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     labelled = read_labelled(
         data, kind=kind, audio_root=audio_root, ignore_columns=tuple(ignore_columns), seed=seed
     )
