@@ -115,6 +115,10 @@ def test_several_adapters_share_one_trunk(music, adapter, tmp_path):
         list(predict([path], [adapter.directory, second.directory], fold=True))
     with pytest.raises(ValueError, match="at least one adapter"):
         list(predict([path], []))
+    with pytest.raises(ValueError, match="named twice"):
+        list(predict([path], [adapter.directory, adapter.directory]))
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        list(predict([path], [adapter.directory], batch_size=0))
 
 
 def test_answers_as_json_csv_and_jams(music, adapter, tmp_path):
@@ -156,6 +160,12 @@ def test_what_cannot_be_trained_on_is_refused_before_training(music, tmp_path):
     for name in ("epochs", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number >= 1, got 0"):
             adapt(folder / "music", "musicfm-mini", "lora", tmp_path / "e", **QUICK | {name: 0})
+    with pytest.raises(ValueError, match="batch_size is an argument of its own: --batch-size"):
+        adapt(folder / "music", "musicfm-mini", "lora", tmp_path / "f", train="batch_size=2", **QUICK)
+    with pytest.raises(ValueError, match="group_learning_rates cannot be written in short form"):
+        adapt(
+            folder / "music", "musicfm-mini", "lora", tmp_path / "g", train="group_learning_rates=a", **QUICK
+        )
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years of work")
     with pytest.raises(AdapterError, match=r"thesis\.tex"):

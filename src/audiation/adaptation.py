@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from audiation.adapted import AdaptedModel, HeadConfig
 from audiation.audio import AudioError
 from audiation.backbones import Backbone
+from audiation.distributed import values_of_all
 from audiation.methods import FrozenMode, format_method, set_modes
 from audiation.metrics import Metric
 from audiation.output_cache import Crops, OutputCache, cache_plan
@@ -187,6 +188,7 @@ def train_adaptation(
         if plan.cache is not None:
             plan.cache.close()
     model.eval()
+    unused = list(dict.fromkeys(one for held in values_of_all(unused) for one in held))  # of every rank
     stats = plan.cache.stats if plan.cache is not None else None
     return Adaptation(
         model,

@@ -93,6 +93,7 @@ def judge_adapted(
     config = with_choices(config, train, "train")
     key = json.dumps(
         [
+            task.name,
             backbone.name,
             backbone.weights_hash,
             format_method(backbone.adapted_with),

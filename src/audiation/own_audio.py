@@ -21,7 +21,7 @@ from audiation.datasets.labelled import read_labelled
 from audiation.distributed import this_rank
 from audiation.leaderboard import Interval, bootstrap_interval, current_versions
 from audiation.loading import load_backbone
-from audiation.methods import ParameterCount, format_method, inject, parse_method
+from audiation.methods import ParameterCount, format_method, inject, parse_choices, parse_method
 from audiation.methods.finetune import FineTune
 from audiation.tasks.labelled import labelled_task
 from audiation.track_windows import Example, Unused
@@ -107,6 +107,11 @@ def adapt(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    given = parse_choices(AdaptConfig, train, "train", complete=False)
+    if both := sorted({"batch_size", "learning_rate", "patience", "seed"} & given.keys()):
+        raise ValueError(f"train: {both[0]} is an argument of its own: --{both[0].replace('_', '-')}")
+    directory = Path(out)
+    check_place(directory)
     labelled = read_labelled(
         data, kind=kind, audio_root=audio_root, ignore_columns=tuple(ignore_columns), seed=seed
     )
@@ -140,8 +145,6 @@ def adapt(
         f"{backbone} with {format_method(parsed)}: {parameters.trainable:,} of {parameters.registered:,} parameters "
         "are trained, and a head"
     )
-    directory = Path(out)
-    check_place(directory)
     said: set[Unused] = set()
 
     def say_unused(unused: Iterable[Unused]) -> None:
@@ -277,11 +280,15 @@ def predict(
     directories = [Path(a) for a in adapters]
     if not directories:
         raise ValueError("name at least one adapter directory")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if len(set(directories)) < len(directories):
+        raise ValueError("an adapter is named twice")
     if fold and len(directories) > 1:
         raise ValueError(f"merging changes the weights, so it takes one adapter, got {len(directories)}")
     if len(directories) == 1:
         model = load_adapter(directories[0], weights=weights, device=device, merge=fold)
-        models: dict[str, Callable[[], AdaptedModel]] = {directories[0].name: lambda: model}
+        models: dict[str, Callable[[], AdaptedModel]] = {str(directories[0]): lambda: model}
     else:
         bank = AdapterBank.load({str(d): d for d in directories}, weights=weights, device=device)
         models = {name: functools.partial(bank.use, name) for name in bank.names}

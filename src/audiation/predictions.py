@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audiation.annotations import Key, Label, Tags, Values
+from audiation.audio import AudioError, audio_info
 from audiation.own_audio import Prediction
 
 Format = Literal["json", "csv", "jams"]
@@ -45,7 +46,7 @@ def render_jams(predictions: Sequence[Prediction]) -> str:
     paths = {p.path for p in predictions}
     if len(paths) != 1:
         raise ValueError(f"a JAMS object is about one file, got {len(paths)}")
-    duration = max((_duration(p) for p in predictions), default=0.0)
+    duration = _duration(next(iter(paths)), predictions)
     failures = {p.adapter: p.failure for p in predictions if p.answer is None}
     jam = {
         "file_metadata": {
@@ -119,10 +120,13 @@ def _answer_text(annotation: Any) -> str:
     return " ".join(f"{k}={v:.6g}" for k, v in value.items()) if isinstance(value, dict) else value
 
 
-def _duration(p: Prediction) -> float:
-    if p.answer is None:
-        return 0.0
-    return p.answer.starts_seconds[-1] + p.answer.durations_seconds[-1]
+def _duration(path: Path, predictions: Sequence[Prediction]) -> float:
+    """Seconds of the file; where it cannot be read, as far as it was answered about."""
+    try:
+        return audio_info(path).duration_seconds
+    except AudioError:
+        answers = [p.answer for p in predictions if p.answer is not None]
+        return max((a.starts_seconds[-1] + a.durations_seconds[-1] for a in answers), default=0.0)
 
 
 def _jams_annotation(p: Prediction, duration: float) -> dict[str, Any]:

@@ -307,6 +307,8 @@ def _parse_value(text: str, kind: Any, where: str) -> Any:
             if text == str(option):
                 return option
         raise ValueError(f"{where} must be one of {', '.join(map(str, options))}, got '{text}'")
+    if origin is not None:
+        raise ValueError(f"{where} cannot be written in short form; set it in Python")
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{where} must be true or false, got '{text}'")
