@@ -273,17 +273,23 @@ with FeatureStore.create({directory!r}, spec()) as store:
     print("open", flush=True)
     for file in {files!r}:
         if not store.is_complete(file, 10.0):
+            sys.stdin.read(1)  # one byte allows one file; a closed input allows all
             store.append(row(file, i, last=i == 9) for i in range(10))
     store.compact()
 print("done", flush=True)
 """
 
 
-def start_writer(directory, files):
+def start_writer(directory, files, allowed):
+    """A writer that appends at most `allowed` files before it waits (all of them if None)."""
     tests = os.path.dirname(__file__)
     code = WRITER.format(tests=tests, directory=str(directory), files=files)
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "open\n"
+    if allowed is not None:
+        process.stdin.write("." * allowed)
+        process.stdin.flush()
     return process
 
 
@@ -291,7 +297,7 @@ def test_a_killed_writer_loses_and_doubles_nothing(tmp_path):
     files = [f"{i:02x}" for i in range(40)]
     rng, counts = np.random.default_rng(0), []
     for attempt in range(5):
-        process = start_writer(tmp_path, files)
+        process = start_writer(tmp_path, files, allowed=7)  # 5 x 7 < 40: however fast it is, it cannot finish
         with pytest.raises(StoreLockedError, match=f"process {process.pid}"):
             FeatureStore.create(tmp_path, spec())
         time.sleep(rng.uniform(0.02, 0.3))
@@ -300,7 +306,7 @@ def test_a_killed_writer_loses_and_doubles_nothing(tmp_path):
         with FeatureStore.create(tmp_path, spec()) as store:  # the dead writer's lock is no obstacle
             counts.append(len(store))
     assert counts == sorted(counts) and 0 < counts[-1] < 400, counts
-    process = start_writer(tmp_path, files)
+    process = start_writer(tmp_path, files, allowed=None)
     assert process.communicate()[0] == "done\n"
     dataset = lance.dataset(str(tmp_path / spec().folder / "features.lance"))
     keys = dataset.to_table(columns=["key"])["key"].to_pylist()
