@@ -110,6 +110,20 @@ class Tempo:
 
 
 @dataclass(frozen=True)
+class Pitch:
+    """A pitch as MIDI number: 60 = middle C, 69 = A4 (440 Hz)."""
+
+    midi: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.midi <= 127:
+            raise ValueError(f"a MIDI pitch is 0..127, got {self.midi}")
+
+    def __str__(self) -> str:
+        return f"{PITCH_CLASSES[self.midi % 12]}{self.midi // 12 - 1}"
+
+
+@dataclass(frozen=True)
 class Emotion:
     """Arousal (calm to excited) and valence (sad to happy), on whatever scale the data set uses."""
 
@@ -157,4 +171,4 @@ class Values:
                 raise ValueError(f"'{name}' is {value}; values are finite numbers")
 
 
-Annotation = Key | Beats | Segments | Tempo | Emotion | Label | Tags | Values
+Annotation = Key | Beats | Segments | Tempo | Pitch | Emotion | Label | Tags | Values

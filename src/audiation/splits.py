@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,43 @@ def load_splits(
 def load_dataset(
     name: str, data_root: str | Path | None = None, metadata_root: str | Path | None = None
 ) -> Dataset:
-    """A data set by name: `data_root/name`, or `data_root` itself where it is the data set."""
+    """A data set by name: `data_root/name`, or `data_root` itself where it is the data set.
+
+    Args:
+        name: with choices of a variant behind it where wanted, "gtzan:jazz_00054=drop": they are handed to the reader.
+
+    Raises:
+        UnknownNameError: no data set of that name.
+        ValueError: a choice that the reader does not have.
+        FileNotFoundError: its files are not there.
+    """
+    name, _, choices = name.partition(":")
     kind = DATASETS[name]
+    variant = _variant(kind, choices)
     root = data_root or os.environ.get("AUDIATION_DATA_ROOT")
     metadata_root = metadata_root or os.environ.get("AUDIATION_METADATA_ROOT")
-    candidates = [Path(root).expanduser() / name, Path(root).expanduser()] if root else []
+    names = (name, *kind.folders)
+    candidates = [*(Path(root).expanduser() / n for n in names), Path(root).expanduser()] if root else []
     candidates.append(cache_dir("datasets", name))  # where data sets that are made here lie
     found = next((c for c in candidates if c.is_dir()), candidates[0])
-    data = kind(found, metadata_root=Path(metadata_root) if metadata_root else None)
+    data = kind(found, metadata_root=Path(metadata_root) if metadata_root else None, **variant)
     data.check_groups()
     return data
+
+
+def _variant(kind: type[Dataset], choices: str) -> dict[str, str]:
+    """ "jazz_00054=drop,..." -> arguments of the reader."""
+    allowed = list(inspect.signature(kind.__init__).parameters)[3:]  # after self, root, metadata_root
+    variant = {}
+    for choice in filter(None, choices.split(",")):
+        field, equals, value = choice.partition("=")
+        if field not in allowed or not equals or field in variant:
+            raise ValueError(
+                f"{kind.name} has no choice '{choice}'. Each is given once, as FIELD=VALUE; "
+                f"fields: {', '.join(allowed) or 'none'}"
+            )
+        variant[field] = value
+    return variant
 
 
 def _usable(task: Task, data: Dataset, name: str) -> Split:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -50,8 +52,27 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Download:
+    """One file at its official place.
+
+    path: where it goes, below the data set's folder; its name without a folder where it is unpacked there.
+    num_bytes: its size where the place tells it. checksum: "sha256:..." or "md5:..." as published there, else None.
+    unpack: a .zip, .tar or .tar.gz whose content belongs into the data set's folder.
+    """
+
+    url: str
+    path: str
+    num_bytes: int | None = None
+    checksum: str | None = None
+    unpack: bool = False
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
-    """What a user must know before fetching: shown by `audiation list datasets` and docs/datasets.md."""
+    """What a user must know before fetching: shown by `audiation datasets list` and docs/datasets.md.
+
+    downloads: what can be fetched without an account; empty where the audio must come from elsewhere.
+    """
 
     title: str
     where: str
@@ -59,6 +80,7 @@ class DatasetInfo:
     licence: str
     commercial_use: bool
     citation: str
+    downloads: tuple[Download, ...] = ()
 
 
 class Dataset:
@@ -67,10 +89,13 @@ class Dataset:
     Constructor of every subclass: `(root: Path, *, metadata_root: Path | None = None, **variants)`; `root` is
     the data set's own folder, `metadata_root` a folder with local copies of official split and annotation files
     (see `datasets.metadata`). Raises FileNotFoundError naming what was looked for when `root` is not the data set.
+
+    folders: names that its folder may have below the data root beside `name`: what the official download unpacks to.
     """
 
     name: ClassVar[str]
     info: ClassVar[DatasetInfo]
+    folders: ClassVar[tuple[str, ...]] = ()
     tracks: tuple[Track, ...]
     skipped: tuple[Skipped, ...]
 
@@ -108,6 +133,55 @@ class Dataset:
         return [
             f"{t.track_id}: {t.audio_path} is missing" for t in self.tracks if not t.audio_path.is_file()
         ] + [f"{s.track_id}: {s.reason}" for s in self.skipped]
+
+
+@dataclass(frozen=True)
+class Present:
+    """Tracks whose file is there, and those whose file is not."""
+
+    tracks: tuple[Track, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def keep_present(name: str, listed: Iterable[Track]) -> Present:
+    """Leave out the tracks whose file is missing or empty; only names and sizes are looked at, nothing is opened.
+
+    A file that is there and cannot be read is a reported failure of whatever reads it.
+
+    Raises:
+        FileNotFoundError: none of the listed files is there (names the first).
+
+    Warns:
+        UserWarning: some are missing.
+    """
+    kept: list[Track] = []
+    skipped: list[Skipped] = []
+    for track in listed:
+        try:
+            size = track.audio_path.stat().st_size
+        except OSError as error:
+            reason = f"{track.audio_path} cannot be read: {error.strerror}"
+        else:
+            if size:
+                kept.append(track)
+                continue
+            reason = f"{track.audio_path} is an empty file"
+        skipped.append(Skipped(track.track_id, reason, track.split))
+    if not kept:
+        where = f", the first: {skipped[0].reason}" if skipped else ""
+        raise FileNotFoundError(f"none of the {len(skipped)} listed {name} recordings is there{where}")
+    warn_of_skipped(name, len(kept) + len(skipped), skipped)
+    return Present(tuple(kept), tuple(skipped))
+
+
+def warn_of_skipped(name: str, num_listed: int, skipped: Sequence[Skipped]) -> None:
+    """One warning for all recordings that are left out; `Dataset.skipped` has each of them."""
+    if skipped:
+        warnings.warn(
+            f"{name}: {len(skipped)} of {num_listed} listed recordings left out, "
+            f"the first: {skipped[0].track_id}: {skipped[0].reason}",
+            stacklevel=3,
+        )
 
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset", "audiation.datasets")

@@ -8,7 +8,6 @@ distortions and artists on both sides removed): 443 / 197 / 290 tracks. Keys, Kr
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Literal
 
 from audiation.annotations import Key, Label
 from audiation.audio import AudioError, audio_info
-from audiation.datasets.base import DATASETS, SPLITS, Dataset, DatasetInfo, Skipped, Track
+from audiation.datasets.base import DATASETS, SPLITS, Dataset, DatasetInfo, Skipped, Track, warn_of_skipped
 from audiation.datasets.metadata import MetadataFile, MetadataFolder, read_metadata_file, read_metadata_folder
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
@@ -128,12 +127,7 @@ class Gtzan(Dataset):
             first = f", for example: {skipped[0].reason}" if skipped else ""
             raise FileNotFoundError(f"none of the listed gtzan tracks can be read from {audio}{first}")
         self.tracks, self.skipped = tuple(tracks), tuple(skipped)
-        if skipped:
-            warnings.warn(
-                f"gtzan: {len(skipped)} of {len(tracks) + len(skipped)} listed recordings left out, "
-                f"the first: {skipped[0].track_id}: {skipped[0].reason}",
-                stacklevel=2,
-            )
+        warn_of_skipped("gtzan", len(tracks) + len(skipped), skipped)
 
     def verify(self) -> list[str]:
         own = [] if self.official_split else ["the split lists in the data folder are not the published ones"]
