@@ -218,8 +218,8 @@ def test_choices_that_make_no_sense_are_refused(recordings, tmp_path):
 def test_a_track_is_answered_by_the_mean_probability_of_its_whole_windows(recordings):
     model = AdaptedModel(trunk(), TARGET, crop_seconds=0.5).eval()
     answer = answer_track(model, recordings[7].path)  # 1.9 s: three windows, and a rest that is dropped
-    assert answer.starts_seconds == (0.0, 0.5, 1.0) and answer.window_logits.shape == (3, 2)
-    expected = answer.window_logits.double().softmax(-1).mean(0)
+    assert answer.starts_seconds == (0.0, 0.5, 1.0) and torch.stack(answer.window_logits).shape == (3, 2)
+    expected = torch.stack(answer.window_logits).double().softmax(-1).mean(0)
     torch.testing.assert_close(answer.logits.double().softmax(-1), expected)
     assert answer.annotation == Label(CLASSES[int(expected.argmax())])
     whole = answer_track(AdaptedModel(trunk(), TARGET).eval(), recordings[7].path)

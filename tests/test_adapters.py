@@ -432,7 +432,7 @@ def test_every_edited_field_is_noticed(lora, name):
     edits: dict[type[Any], Any] = {int: 7, str: "other", bool: True, type(None): 3.5}
     value = {**fields[name], "more": 1} if isinstance(fields[name], dict) else edits[type(fields[name])]
     path.write_text(json.dumps(fields | {name: value}))
-    refused(lora, "this version reads 1" if name == "format" else "its checksum differs")
+    refused(lora, "this version reads 2" if name == "format" else "its checksum differs")
     path.write_text(json.dumps(fields | {name: [fields[name]]}))
     refused(lora, f"'{name}' is .*, of type list")
     del fields[name]
@@ -446,11 +446,11 @@ def test_a_record_that_is_no_record(lora):
     broken = {
         "no JSON": "{",
         "no JSON ": "[" * 100_000,
-        "NaN is no number in JSON": good.replace(": 2,", ": NaN,", 1),
+        "NaN is no number in JSON": good.replace('"layer": 2,', '"layer": NaN,', 1),
         "it is a list, expected an object": "[]",
         "it has an unknown field 'path'": good.replace("{", '{"path": "/etc/passwd",', 1),
         "more than|are read at most": " " * (adapter_files.MAX_RECORD_BYTES + 1),
-        "format 2, this version reads 1. Update audiation": good.replace('"format": 1', '"format": 2'),
+        "format 3, this version reads 2. Update audiation": good.replace('"format": 2', '"format": 3'),
     }
     for reason, text in broken.items():
         path.write_text(text)
@@ -478,10 +478,13 @@ def test_a_record_that_is_no_record(lora):
         ({"layer": 3}, "has layers 0..2, got 3"),
         ({"layer": -1}, "has layers 0..2, got -1"),
         ({"num_layers": -2}, "-2 layers, this one has 2"),
-        ({"head": {"hidden": False, "dropout": 0.5}}, "head.safetensors has to hold"),
-        ({"head": {"hidden": True, "dropout": 1.5}}, "dropout is a probability"),
-        ({"head": {"hidden": True}}, "it lacks field 'dropout'"),
-        ({"head": {"hidden": 1, "dropout": 0.5}}, "'hidden' is 1, of type int"),
+        ({"head": {"hidden": False, "dropout": 0.5, "size": None}}, "head.safetensors has to hold"),
+        ({"head": {"hidden": True, "dropout": 1.5, "size": None}}, "dropout is a probability"),
+        ({"head": {"hidden": True, "size": None}}, "it lacks field 'dropout'"),
+        ({"head": {"hidden": True, "dropout": 0.5, "size": 0}}, "the size of the head is from 1"),
+        ({"head": {"hidden": True, "dropout": 0.5, "size": 10**9}}, "the size of the head is from 1"),
+        ({"windows": "forged"}, "no window policy 'forged'"),
+        ({"head": {"hidden": 1, "dropout": 0.5, "size": None}}, "'hidden' is 1, of type int"),
         ({"target": {"kind": "class", "classes": ["a", "b"]}}, "of another shape"),
         ({"target": {"kind": "code"}}, "'kind' of a target"),
         ({"target": {"kind": "class", "classes": [1]}}, "'classes' of a target"),

@@ -12,6 +12,7 @@ from audiation.annotations import (
     Emotion,
     Key,
     Label,
+    Pitch,
     Segments,
     Tags,
     Tempo,
@@ -105,3 +106,48 @@ def test_arrays_become_float_seconds_and_whole_positions():
 def test_annotations_are_frozen(value):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, dataclasses.fields(value)[0].name, None)
+
+
+WRITTEN = [
+    Key(3, "minor"),
+    Label("drum & bass"),
+    Tempo(1 / 3),
+    Pitch(0),
+    Pitch(70),
+    Emotion(0.1, -1e-300),
+    Tags({"no vocals": 1.0, "été": 0.1 + 0.2}),
+    Values({"year": 1999.0}),
+    Beats(np.array([0.1, 1 / 3]), np.array([0, 1])),
+    Beats(np.zeros(0), np.zeros(0)),
+    Segments(np.array([[0.0, 1 / 3], [1 / 3, 2.0]]), ("C:maj", "N")),
+    Segments(np.zeros((0, 2)), ()),
+]
+
+
+@pytest.mark.parametrize("annotation", WRITTEN, ids=lambda a: type(a).__name__)
+def test_text_of_an_annotation_gives_it_back(annotation):
+    text = str(annotation)
+    again = type(annotation).parse(text)
+    assert "\n" not in text and str(again) == text
+    if isinstance(annotation, Beats):
+        np.testing.assert_array_equal(again.times_seconds, annotation.times_seconds)
+        np.testing.assert_array_equal(again.positions, annotation.positions)
+    elif isinstance(annotation, Segments):
+        np.testing.assert_array_equal(again.intervals_seconds, annotation.intervals_seconds)
+        assert again.labels == annotation.labels
+    else:
+        assert again == annotation
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Tempo, "120"), (Tempo, "fast BPM"), (Tempo, "nan BPM"), (Pitch, "C"), (Pitch, "H4"), (Pitch, "C99"),
+        (Emotion, '{"arousal": 1}'), (Tags, '["rock"]'), (Tags, '{"rock": "yes"}'), (Tags, '{"rock": 2}'),
+        (Values, "{}"), (Values, '{"a": true}'), (Values, '{"a": NaN}'), (Beats, "[[1]]"), (Beats, "[[1, 2], [0, 1]]"),
+        (Beats, "{}"), (Segments, '[[0, 1, 2]]'), (Segments, '[[1, 0, "N"]]'), (Segments, "[" * 100_000),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_annotation_is_refused(kind, text):
+    with pytest.raises(ValueError, match=r"\w"):
+        kind.parse(text)

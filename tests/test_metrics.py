@@ -50,7 +50,7 @@ def test_accuracy_is_the_share_of_tracks_and_its_macro_form_the_mean_over_classe
 def test_accuracy_takes_keys_and_refuses_to_compare_unlike_things():
     c, a = Key(0, "major"), Key(9, "minor")
     assert metrics.ACCURACY.compute([c, a], [c, c]) == 0.5
-    with pytest.raises(ValueError, match="compares two labels or two keys"):
+    with pytest.raises(ValueError, match="compares two labels, keys or pitches"):
         metrics.ACCURACY.compute([c], [Label("C major")])
 
 
@@ -175,7 +175,7 @@ def test_values_that_cannot_be_compared_are_refused(metric, other, message):
 def test_tempo_accuracies():
     case = GOLDEN["tempo"]
     pairs = [(Tempo(r), Tempo(e)) for r, e in case["pairs_reference_estimate"]]
-    for metric, key in ((metrics.TEMPO_ACC1, "accuracy1"), (metrics.TEMPO_ACC2, "accuracy2")):
+    for metric, key in ((metrics.TEMPO_ACCURACY1, "accuracy1"), (metrics.TEMPO_ACCURACY2, "accuracy2")):
         assert [bool(metric.per_track(r, e)) for r, e in pairs] == case[key]
         mean = metric.compute(*zip(*pairs, strict=True))
         assert mean == pytest.approx(case[f"{key}_mean"], abs=PRINTED)
@@ -222,7 +222,7 @@ def test_chords_as_major_and_minor_weighted_by_duration():
     estimate = segments(case["estimate_intervals"], case["estimate_labels"])
     short = case["estimate_too_short"]
     truncated = segments(short["intervals"], short["labels"])
-    metric = metrics.CHORD_MAJMIN
+    metric = metrics.CHORD_MAJMIN_WCSR
     assert metric.per_track(reference, estimate) == pytest.approx(case["majmin_weighted"], abs=PRINTED)
     assert metric.per_track(reference, truncated) == pytest.approx(short["majmin_weighted"], abs=PRINTED)
     library = mir_eval.chord.evaluate(
@@ -244,23 +244,23 @@ def test_which_chord_labels_are_scored():
             reference = segments([[0, 1], [1, 2]], [label, "G:min"])
             estimate = segments([[0, 1], [1, 2]], [estimated or label, "G:min"])
             want = 1.0 if expected == -1 else (expected + 1) / 2
-            assert metrics.CHORD_MAJMIN.per_track(reference, estimate) == pytest.approx(want, abs=EXACT), (
-                label
-            )
+            assert metrics.CHORD_MAJMIN_WCSR.per_track(reference, estimate) == pytest.approx(
+                want, abs=EXACT
+            ), label
 
 
 def test_chords_pooled_by_duration_weigh_long_tracks_more_and_gaps_mean_no_chord():
     long = segments([[0, 3]], ["C:maj"]), segments([[0, 3]], ["C:maj"])
     brief = segments([[0, 1]], ["C:maj"]), segments([[0, 1]], ["A:min"])
     pairs = tuple(zip(long, brief, strict=True))
-    assert metrics.CHORD_MAJMIN.compute(*pairs) == pytest.approx(0.5)
-    assert metrics.CHORD_MAJMIN_BY_DURATION.compute(*pairs) == pytest.approx(0.75)
+    assert metrics.CHORD_MAJMIN_WCSR.compute(*pairs) == pytest.approx(0.5)
+    assert metrics.CHORD_MAJMIN_WCSR_BY_DURATION.compute(*pairs) == pytest.approx(0.75)
     gap = segments([[0, 1], [3, 4]], ["C:maj", "C:maj"])
     filled = segments([[0, 1], [1, 3], [3, 4]], ["C:maj", "N", "C:maj"])
-    assert metrics.CHORD_MAJMIN.per_track(gap, filled) == 1.0
-    assert metrics.CHORD_MAJMIN.per_track(segments([[0, 4]], ["C:maj"]), gap) == 0.5
+    assert metrics.CHORD_MAJMIN_WCSR.per_track(gap, filled) == 1.0
+    assert metrics.CHORD_MAJMIN_WCSR.per_track(segments([[0, 4]], ["C:maj"]), gap) == 0.5
     with pytest.raises(ValueError, match="at least one segment"):
-        metrics.CHORD_MAJMIN.per_track(segments(np.zeros((0, 2)), []), gap)
+        metrics.CHORD_MAJMIN_WCSR.per_track(segments(np.zeros((0, 2)), []), gap)
 
 
 @pytest.mark.parametrize("case", GOLDEN["boundary"]["results"])
@@ -300,7 +300,7 @@ def some_pairs(metric, generator, n=40):
         return draw(lambda: values(generator.normal(size=(1, 2)))[0])
     if name.startswith("r2"):
         return draw(lambda: Emotion(*generator.normal(size=2)))
-    if name.startswith(("chord", "boundary")):
+    if name.startswith(("chord", "boundary", "structure")):
         return draw(
             lambda: segments(
                 np.lib.stride_tricks.sliding_window_view(
@@ -345,3 +345,35 @@ def test_every_metric_refuses_no_tracks_and_unpaired_tracks(name):
 def test_names_are_unique():
     names = [m.name for m in CONSTANTS.values()]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", [n for n, m in CONSTANTS.items() if m.weighted])
+def test_weights_of_tracks_are_how_often_they_count(name):
+    metric = CONSTANTS[name]
+    references, estimates = some_pairs(metric, np.random.default_rng(7))
+    score = metric.weighted(references, estimates)
+    assert score(np.ones(len(references))) == pytest.approx(metric.compute(references, estimates), abs=EXACT)
+    defined = 0
+    for seed in range(20):
+        draw = np.random.default_rng(seed).integers(0, len(references), len(references))
+        weighted = score(np.bincount(draw, minlength=len(references)).astype(float))
+        try:
+            expected = metric.compute([references[i] for i in draw], [estimates[i] for i in draw])
+        except ValueError:
+            assert np.isnan(weighted)
+        else:
+            defined += 1
+            assert weighted == pytest.approx(expected, abs=EXACT)
+    assert defined >= 10
+
+
+def test_weighted_scores_of_tags_with_ties_and_rare_tags_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((60, 4)) < [0.5, 0.2, 0.04, 1.0]).astype(float)
+    references, estimates = tags(truth), tags(np.round(rng.random((60, 4)), 1))
+    for metric in (metrics.ROC_AUC, metrics.AP, metrics.ROC_AUC_UNDEFINED_ZERO, metrics.AP_UNDEFINED_SKIPPED):
+        score = metric.weighted(references, estimates)
+        for seed in range(10):
+            draw = np.random.default_rng(seed).integers(0, 60, 60)
+            expected = metric.compute([references[i] for i in draw], [estimates[i] for i in draw])
+            assert score(np.bincount(draw, minlength=60).astype(float)) == pytest.approx(expected, abs=EXACT)

@@ -6,21 +6,23 @@ Shape letters: `B` windows, `S` samples, `T` frames, `D` model width, `C` output
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from audiation.adapted import AdaptedModel, HeadConfig
+from audiation.adapted import AdaptedModel, HeadConfig, combine_windows
 from audiation.audio import AudioError
 from audiation.backbones import Backbone
 from audiation.distributed import values_of_all
 from audiation.methods import FrozenMode, format_method, set_modes
 from audiation.metrics import Metric
 from audiation.output_cache import Crops, OutputCache, cache_plan
-from audiation.targets import Target
+from audiation.targets import ClipContext, Target
 from audiation.track_windows import (
     Example,
     MicroBatch,
@@ -31,6 +33,7 @@ from audiation.track_windows import (
     readable_recordings,
 )
 from audiation.training import FitReport, Loss, TrainConfig, TrainingProgress, fit
+from audiation.windows import window_policy
 
 GIB = 1 << 30
 
@@ -45,11 +48,13 @@ class AdaptConfig(TrainConfig):
     crop_seconds: length of a window; None: what the backbone was trained on. A shorter track is a window of its
         own length.
     frozen_mode, backbone_dropout: see `methods.set_modes`.
-    head_hidden, head_dropout: see `adapted.HeadConfig`.
+    head_hidden, head_dropout, head_size: see `adapted.HeadConfig`.
     gradient_checkpointing: keep only what enters each block and run it again for the gradient: less memory, about
         a third more time.
     cache_gib: memory for the outputs of what is frozen; 0: none are kept.
     cache_disk_gib: room for them on disk, where a folder is given.
+    windows: how tracks are cut and windows combined for their answer, a name of `windows.WINDOW_POLICIES`; "":
+        `adapted.default_policy`.
     """
 
     crops: Crops = "fixed"
@@ -58,9 +63,11 @@ class AdaptConfig(TrainConfig):
     backbone_dropout: bool | None = None
     head_hidden: bool = True
     head_dropout: float = 0.5
+    head_size: int | None = None
     gradient_checkpointing: bool = False
     cache_gib: float = 2.0
     cache_disk_gib: float = 32.0
+    windows: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +77,12 @@ class AdaptConfig(TrainConfig):
             raise ValueError(f"frozen_mode is 'eval' or 'published', got {self.frozen_mode!r}")
         if self.crop_seconds is not None and not 0 < self.crop_seconds < float("inf"):
             raise ValueError(f"crop_seconds must be positive, or None, got {self.crop_seconds}")
+        if self.windows:
+            window_policy(self.windows)
+        if self.head_size is not None and (type(self.head_size) is not int or self.head_size < 1):
+            raise ValueError(
+                f"head_size is a whole number >= 1, or None for the width of the features, got {self.head_size}"
+            )
         if not 0 <= self.head_dropout < 1:
             raise ValueError(f"head_dropout is a probability in [0, 1), got {self.head_dropout}")
         for name, value in (("cache_gib", self.cache_gib), ("cache_disk_gib", self.cache_disk_gib)):
@@ -131,9 +144,15 @@ def train_adaptation(
         raise ValueError(f"{backbone.name} is not adapted: `audiation.inject(backbone, method)` comes first")
     generator = torch.Generator().manual_seed(config.seed)
     crop_seconds = backbone.max_seconds if config.crop_seconds is None else config.crop_seconds
-    head = HeadConfig(config.head_hidden, config.head_dropout)
+    head = HeadConfig(config.head_hidden, config.head_dropout, config.head_size)
     model = AdaptedModel(
-        backbone, target, layer=layer, head=head, crop_seconds=crop_seconds, generator=generator
+        backbone,
+        target,
+        layer=layer,
+        head=head,
+        crop_seconds=crop_seconds,
+        policy=window_policy(config.windows) if config.windows else None,
+        generator=generator,
     ).to(device)
     if backbone.encoder is not None:
         backbone.encoder.recompute_blocks = config.gradient_checkpointing
@@ -151,6 +170,7 @@ def train_adaptation(
     plan = cache_plan(
         backbone,
         layer=model.layer,
+        frames=model.frames,
         crops=config.crops if any(r.is_longer_than_a_window for r in usable_train) else "fixed",
         frozen_mode=config.frozen_mode,
         dropout=config.backbone_dropout,
@@ -168,7 +188,8 @@ def train_adaptation(
     def step(module: nn.Module, batch: MicroBatch, generator: torch.Generator) -> Loss:
         inputs, stage = batch.inputs(batches.cache, model.device)
         logits = module(inputs, stage)
-        return target.loss(logits.float(), batch.targets.to(logits.device))
+        valid = None if batch.valid is None else batch.valid.to(logits.device)
+        return target.loss(logits.float(), batch.targets.to(logits.device), valid)
 
     set_modes(backbone, config.frozen_mode, config.backbone_dropout)
     model.head.train()
@@ -209,7 +230,7 @@ def epoch_steps(num_tracks: int, batch_size: int) -> int:
 
 
 class _Validation:
-    """The score on the validation split: all windows of every track, as in the test."""
+    """The score on the validation split: the windows of every track, as in the test."""
 
     def __init__(
         self,
@@ -229,32 +250,37 @@ class _Validation:
         references, estimates, broken = [], [], []
         for recording in self.recordings:
             try:
-                logits = self._logits(recording)
+                estimate = self._answer(recording)
             except AudioError as error:
                 broken.append(recording)
                 self._unused.append(Unused(recording.example.track_id, "valid", str(error)))
                 continue
             references.append(recording.example.annotation)
-            estimates.append(self.model.target.decode(self.model.target.combine(logits)))
+            estimates.append(estimate)
         self.recordings = [r for r in self.recordings if r not in broken]
         if not references:
             raise ValueError("no validation recording can be read to its end")
         value = self.metric.compute(references, estimates)
         return value if self.metric.higher_is_better else -value
 
-    def _logits(self, recording: Recording) -> Tensor:
+    def _answer(self, recording: Recording) -> Any:
+        windows = recording.windows(self.model.policy)
         size = self.config.micro_batch_size or self.config.batch_size
-        clips = [recording.window(number) for number in range(recording.num_windows)]
-        rows = []
-        for start in range(0, len(clips), size):
-            loaded = load_windows(clips[start : start + size], self.cache, self.model.backbone.sample_rate_hz)
-            batch = MicroBatch((loaded,), torch.empty(0), ())
-            inputs, stage = batch.inputs(self.cache, self.model.device)
-            with torch.autocast(
-                self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-            ):
-                rows.append(self.model(inputs, stage).float().cpu())
-        return torch.cat(rows)
+        outputs: list[Tensor] = []
+        for _, group in itertools.groupby(windows, key=lambda window: window.num_samples + window.num_zeros):
+            clips = [recording.clip(window) for window in group]
+            for start in range(0, len(clips), size):
+                loaded = load_windows(
+                    clips[start : start + size], self.cache, self.model.backbone.sample_rate_hz
+                )
+                batch = MicroBatch((loaded,), torch.empty(0), ())
+                inputs, stage = batch.inputs(self.cache, self.model.device)
+                with torch.autocast(
+                    self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
+                ):
+                    outputs += self.model(inputs, stage).float().cpu().unbind()
+        logits, grid = combine_windows(self.model, windows, outputs)
+        return self.model.target.decode(logits, ClipContext(grid))
 
 
 def _check_metric(metric: Metric, recordings: Sequence[Recording]) -> None:
@@ -273,11 +299,14 @@ def _identity(
     model: AdaptedModel, train: Sequence[Recording], valid: Sequence[Recording], metric: Metric
 ) -> dict[str, str]:
     """What a run must have in common with the one whose checkpoints it goes on from."""
-    lines = [
-        f"{split}\t{r.content}\t{r.target.tolist()}"
-        for split, recordings in (("train", train), ("valid", valid))
-        for r in recordings
-    ]
+    lines = []
+    for split, recordings in (("train", train), ("valid", valid)):
+        for r in recordings:
+            target = r.target
+            if target is None:
+                target = model.target.encode(r.example.annotation, model.frame_grid(r.num_samples))
+            encoded = hashlib.sha256(target.numpy().tobytes()).hexdigest()
+            lines.append(f"{split}\t{r.content}\t{r.first_sample}\t{r.num_samples}\t{encoded}")
     backbone = model.backbone
     return {
         "backbone": backbone.name,

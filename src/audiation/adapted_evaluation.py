@@ -8,10 +8,12 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from audiation.adaptation import AdaptConfig, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
+from audiation.adapter_files import save_adapter
 from audiation.audio import AudioError
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir
@@ -73,9 +75,11 @@ def judge_adapted(
     seed: int,
     device: str,
     progress: Callable[[EvaluationProgress], None],
+    model_out: Path | None = None,
 ) -> Outcome:
     """Train what was injected into `backbone`, and answer the test tracks.
 
+    model_out: directory to write the trained model into (`adapter_files.save_adapter`).
     train: choices that depart from the protocol, "field=value,field=value" of `AdaptConfig`.
 
     A run that was killed goes on from its last checkpoint, which lies in the cache directory until it is done.
@@ -84,7 +88,7 @@ def judge_adapted(
         ValueError: a split without usable tracks, or choices that do not exist.
     """
     examples = {
-        name: [Example(t.track_id, t.audio_path, task.annotation(t)) for t in split.tracks]
+        name: [Example(t.track_id, t.audio_path, task.annotation(t), t.span_seconds) for t in split.tracks]
         for name, split in splits.items()
     }
     config = protocol.config(
@@ -118,11 +122,15 @@ def judge_adapted(
         on_ready=lambda sentence, _: progress(EvaluationProgress("training", detail=sentence)),
     )
     progress(EvaluationProgress("test"))
-    answers = answer_examples(adaptation.model, examples["test"], config.precision)
+    model = adaptation.model
+    answers = answer_examples(model, examples["test"], config.precision)
     if not answers.estimates:
         raise ValueError(f"no test track of {task.name} could be used: {answers.failures[:3]}")
     report = adaptation.report
     assert report.best_step is not None
+    if model_out is not None:
+        moved = config.frozen_mode == "published"
+        save_adapter(model, model_out, info={"task": task.name}, moved_statistics=moved)
     shutil.rmtree(run_dir, ignore_errors=True)  # the same run again computes again
     failures = {
         name: tuple((u.track_id, u.reason) for u in adaptation.unused if u.split == name)
@@ -132,6 +140,7 @@ def judge_adapted(
         resolved={
             "layer": adaptation.model.layer,
             "frozen_mode": config.frozen_mode,
+            "windows": dataclasses.asdict(model.policy) | {"window_seconds": model.crop_seconds},
             "caching": adaptation.caching,
             "config": dataclasses.asdict(config),
             "departs_from_protocol": bool(train),
@@ -164,7 +173,8 @@ def answer_examples(model: AdaptedModel, examples: list[Example], precision: str
     failures: list[tuple[str, str]] = []
     for example in examples:
         try:
-            estimates[example.track_id] = answer_track(model, example.path, precision=precision).annotation
+            answer = answer_track(model, example.path, precision=precision, span_seconds=example.span_seconds)
+            estimates[example.track_id] = answer.annotation
         except AudioError as error:
             failures.append((example.track_id, str(error)))
     return Answers(estimates, tuple(failures))

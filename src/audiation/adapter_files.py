@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from audiation.adapted import AdaptedModel, HeadConfig
 from audiation.backbones import Backbone
 from audiation.methods import format_method, parse_method
-from audiation.targets import Target, target_from_json, target_to_json
+from audiation.target_files import target_from_json, target_to_json
+from audiation.targets import Target
 from audiation.weights import check_tensors
+from audiation.windows import window_policy
 
-FORMAT = 1
+FORMAT = 2
+MAX_HEAD_SIZE = 1 << 16
 RECORD, TENSORS, HEAD = "adapter.json", "adapter.safetensors", "head.safetensors"
 MAX_RECORD_BYTES = 1 << 20
 TRAINING = "training"  # folder in which `audiation adapt` keeps log and checkpoints
@@ -41,6 +44,7 @@ class AdapterRecord:
     method: as `methods.parse_method` gives it.
     moved_statistics: whether running statistics of batch norms are among the tensors.
     crop_seconds: length of the windows it was trained on; None: whole tracks.
+    windows: name of the policy by which tracks are cut for their answer.
     files: name -> SHA-256.
     info: metrics, data, versions: what JSON can hold.
     """
@@ -55,6 +59,7 @@ class AdapterRecord:
     head: HeadConfig
     target: Target
     crop_seconds: float | None
+    windows: str
     files: Mapping[str, str] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
@@ -186,6 +191,7 @@ def content_of(model: AdaptedModel, moved_statistics: bool) -> AdapterContent:
         model.head_config,
         model.target,
         model.crop_seconds,
+        model.policy.name,
     )
     tensors, head = (
         {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in held.items()}
@@ -233,11 +239,16 @@ _TYPES: dict[str, tuple[type[Any], ...]] = {
     "head": (dict,),
     "target": (dict,),
     "crop_seconds": (float, int, type(None)),
+    "windows": (str,),
     "files": (dict,),
     "info": (dict,),
     "checksum": (str,),
 }
-_HEAD_TYPES: dict[str, tuple[type[Any], ...]] = {"hidden": (bool,), "dropout": (float, int)}
+_HEAD_TYPES: dict[str, tuple[type[Any], ...]] = {
+    "hidden": (bool,),
+    "dropout": (float, int),
+    "size": (int, type(None)),
+}
 
 
 def _fields_of(record: AdapterRecord) -> dict[str, Any]:
@@ -253,6 +264,7 @@ def _fields_of(record: AdapterRecord) -> dict[str, Any]:
         "head": dataclasses.asdict(record.head),
         "target": target_to_json(record.target),
         "crop_seconds": record.crop_seconds,
+        "windows": record.windows,
         "files": record.files,
         "info": record.info,
     }
@@ -274,6 +286,10 @@ def _parse(fields: Any) -> AdapterRecord:
             "adapter, load it and write it again with `save_adapter`."
         )
     _check_fields(fields["head"], _HEAD_TYPES)
+    if (size := fields["head"]["size"]) is not None and not 1 <= size <= MAX_HEAD_SIZE:
+        raise ValueError(
+            f"the size of the head is from 1 to {MAX_HEAD_SIZE}, or null, got {size}. {_GET_AGAIN}"
+        )
     files, crop_seconds = fields["files"], fields["crop_seconds"]
     if not {HEAD} <= files.keys() <= {HEAD, TENSORS} or not all(type(h) is str for h in files.values()):
         raise ValueError(f"files has hashes of {HEAD} and, it may be, {TENSORS}; got {files}. {_GET_AGAIN}")
@@ -287,9 +303,10 @@ def _parse(fields: Any) -> AdapterRecord:
         fields["layer"],
         parse_method(fields["method"]),
         fields["moved_statistics"],
-        HeadConfig(fields["head"]["hidden"], float(fields["head"]["dropout"])),
+        HeadConfig(fields["head"]["hidden"], float(fields["head"]["dropout"]), fields["head"]["size"]),
         target_from_json(fields["target"]),
         None if crop_seconds is None else float(crop_seconds),
+        window_policy(fields["windows"]).name,
         files,
         fields["info"],
     )

@@ -44,6 +44,7 @@ from audiation.methods import format_method, inject
 from audiation.methods import merge as merge_method
 from audiation.registry import UnknownNameError
 from audiation.weights import WeightsError
+from audiation.windows import window_policy
 
 __all__ = [
     "AdapterBank",
@@ -316,7 +317,12 @@ def _prepare(backbone: Backbone, content: AdapterContent) -> _Prepared:
     _check_trunk(backbone, record, content.source)
     try:
         model = AdaptedModel(
-            backbone, record.target, layer=record.layer, head=record.head, crop_seconds=record.crop_seconds
+            backbone,
+            record.target,
+            layer=record.layer,
+            head=record.head,
+            crop_seconds=record.crop_seconds,
+            policy=window_policy(record.windows),
         )
         check_adapter_tensors(content.head, dict(model.head.named_parameters()), HEAD)
         model.head.load_state_dict(content.head)

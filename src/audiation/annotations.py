@@ -1,13 +1,16 @@
 """What a musician would write down about a recording. Frozen, checked when made, times in seconds.
 
+`str` of an annotation is a line of text, and `parse` of its class gives the annotation back, to the last bit.
+
 Shape letters: `N` events or segments.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -81,6 +84,17 @@ class Beats:
         object.__setattr__(self, "times_seconds", times)
         object.__setattr__(self, "positions", positions)
 
+    def __str__(self) -> str:
+        """'[[0.5, 1], [1.0, 2]]': seconds and position of each beat."""
+        return json.dumps(list(zip(self.times_seconds.tolist(), self.positions.tolist(), strict=True)))
+
+    @classmethod
+    def parse(cls, text: str) -> Beats:
+        rows = _parsed(text, list, "beats")
+        if not all(isinstance(row, list) and len(row) == 2 and _all_numbers(row) for row in rows):
+            raise ValueError(f"{text[:60]!r} is no list of [seconds, position]")
+        return cls(np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
@@ -99,6 +113,21 @@ class Segments:
             raise ValueError("intervals must be in order and must not overlap")
         object.__setattr__(self, "intervals_seconds", intervals)
 
+    def __str__(self) -> str:
+        """'[[0.0, 1.5, "C:maj"], ...]': start, end and label of each segment."""
+        rows = zip(self.intervals_seconds.tolist(), self.labels, strict=True)
+        return json.dumps([[start, end, label] for (start, end), label in rows], ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Segments:
+        rows = _parsed(text, list, "segments")
+        if not all(
+            isinstance(row, list) and len(row) == 3 and _all_numbers(row[:2]) and isinstance(row[2], str)
+            for row in rows
+        ):
+            raise ValueError(f"{text[:60]!r} is no list of [start, end, label]")
+        return cls(np.array([row[:2] for row in rows], dtype=np.float64), tuple(row[2] for row in rows))
+
 
 @dataclass(frozen=True)
 class Tempo:
@@ -107,6 +136,20 @@ class Tempo:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.bpm) and self.bpm > 0):
             raise ValueError(f"a tempo is a positive number of beats per minute, got {self.bpm}")
+
+    def __str__(self) -> str:
+        return f"{self.bpm!r} BPM"
+
+    @classmethod
+    def parse(cls, text: str) -> Tempo:
+        number, _, unit = text.strip().partition(" ")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if unit != "BPM":
+            raise ValueError(f"{text[:60]!r} is no tempo. Write '<number> BPM'.")
+        return cls(value)
 
 
 @dataclass(frozen=True)
@@ -120,7 +163,16 @@ class Pitch:
             raise ValueError(f"a MIDI pitch is 0..127, got {self.midi}")
 
     def __str__(self) -> str:
+        """Scientific pitch notation: 'C4' for 60."""
         return f"{PITCH_CLASSES[self.midi % 12]}{self.midi // 12 - 1}"
+
+    @classmethod
+    def parse(cls, text: str) -> Pitch:
+        name = text.strip().rstrip("0123456789-")
+        octave = text.strip()[len(name) :]
+        if not octave.lstrip("-").isdecimal() or len(octave) > 2:
+            raise ValueError(f"{text[:60]!r} is no pitch. Write one like C4 or Bb-1.")
+        return cls(parse_pitch_class(name) + 12 * (int(octave) + 1))
 
 
 @dataclass(frozen=True)
@@ -134,6 +186,16 @@ class Emotion:
         if not (math.isfinite(self.arousal) and math.isfinite(self.valence)):
             raise ValueError(f"arousal and valence are finite, got {self.arousal} and {self.valence}")
 
+    def __str__(self) -> str:
+        return json.dumps({"arousal": self.arousal, "valence": self.valence})
+
+    @classmethod
+    def parse(cls, text: str) -> Emotion:
+        numbers = _named_numbers(text, "an emotion")
+        if numbers.keys() != {"arousal", "valence"}:
+            raise ValueError(f"{text[:60]!r} has no arousal and valence, or more than them")
+        return cls(**numbers)
+
 
 @dataclass(frozen=True)
 class Label:
@@ -143,6 +205,10 @@ class Label:
 
     def __str__(self) -> str:
         return self.name
+
+    @classmethod
+    def parse(cls, text: str) -> Label:
+        return cls(text)
 
 
 @dataclass(frozen=True)
@@ -155,6 +221,13 @@ class Tags:
         for tag, score in self.scores.items():
             if not 0.0 <= score <= 1.0:
                 raise ValueError(f"tag '{tag}' has score {score}; scores lie in [0, 1]")
+
+    def __str__(self) -> str:
+        return json.dumps(self.scores, ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Tags:
+        return cls(_named_numbers(text, "tags"))
 
 
 @dataclass(frozen=True)
@@ -170,5 +243,33 @@ class Values:
             if not math.isfinite(value):
                 raise ValueError(f"'{name}' is {value}; values are finite numbers")
 
+    def __str__(self) -> str:
+        return json.dumps(self.values, ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Values:
+        return cls(_named_numbers(text, "values"))
+
 
 Annotation = Key | Beats | Segments | Tempo | Pitch | Emotion | Label | Tags | Values
+
+
+def _parsed(text: str, kind: type, what: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise ValueError(f"{text[:60]!r} does not hold {what}")
+    return value
+
+
+def _all_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _named_numbers(text: str, what: str) -> dict[str, float]:
+    numbers = _parsed(text, dict, what)
+    if not _all_numbers(list(numbers.values())):
+        raise ValueError(f"{text[:60]!r} does not hold {what}: each name has a number")
+    return {name: float(value) for name, value in numbers.items()}

@@ -103,6 +103,7 @@ def evaluate(
     metadata_root: Path | None = None,
     store: Path | None = None,
     out: Path | None = None,
+    model_out: Path | None = None,
     device: str = "cpu",
     workers: int = 1,
 ) -> None:
@@ -127,6 +128,7 @@ def evaluate(
         metadata_root: folder with local copies of official split and annotation files.
         store: feature store (default: in the cache directory).
         out: where to write the result (default: in the cache directory, and said).
+        model_out: folder to write the trained model into, for `audiation predict --run`.
         device: torch device.
         workers: processes that decode audio (or run models without parameters).
     """
@@ -153,8 +155,8 @@ def evaluate(
             precision=precision, train=train, seed=seed,
         )  # fmt: skip
     evaluate_with_progress(
-        chosen, data_root=data_root, metadata_root=metadata_root, store_dir=store, out=out, device=device,
-        workers=workers,
+        chosen, data_root=data_root, metadata_root=metadata_root, store_dir=store, out=out, model_out=model_out,
+        device=device, workers=workers,
     )  # fmt: skip
 
 
@@ -239,16 +241,18 @@ def adapt(
 def predict(
     files: tyro.conf.Positional[tuple[Path, ...]],
     /,
-    adapter: tyro.conf.UseAppendAction[tuple[Path, ...]],
+    adapter: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
+    run: tuple[Path, ...] = (),
+    tasks: str = "",
     merge: bool = False,
-    format: Literal["json", "csv", "jams"] = "json",
+    format: Literal["timeline", "json", "csv", "jams", "lab", "beats"] | None = None,
     out: Path | None = None,
     weights: str | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 4,
     device: str = "cpu",
 ) -> None:
-    """Ask adapters about audio files and folders.
+    """Ask trained models about audio files and folders: key, tempo, beats, chords, or whatever they were trained for.
 
     Several adapters of one backbone share it in memory. Files that cannot be read are in the answer with their
     reason, and the exit code is then 1.
@@ -256,9 +260,12 @@ def predict(
     Args:
         files: audio files and folders.
         adapter: directory that `audiation adapt` wrote; give it several times for several.
+        run: directories that `audiation evaluate --model-out` wrote (or adapters), several behind one flag.
+        tasks: ask only the models that answer these, for example key,tempo,beats,chords; default: all.
         merge: fold the method into the weights first: the speed of the plain backbone. One adapter.
-        format: json and csv: one document for all; jams: one file per audio file, so it needs --out.
-        out: file (json, csv) or folder (jams); default: the terminal.
+        format: timeline, json and csv: one document for all; jams, lab (chords and sections) and beats: files for each
+            audio file, so they need --out. Default: timeline after --run, else json.
+        out: file (timeline, json, csv) or folder (jams, lab, beats); default: the terminal.
         weights: of the backbone; default: the official ones, or the random ones the adapter was made on.
         precision: bf16 runs under autocast.
         batch_size: windows per forward pass.
@@ -268,8 +275,11 @@ def predict(
 
     if not files:
         raise ValueError("nothing to ask about: name at least one audio file or folder")
+    if not (adapter or run):
+        raise ValueError("name at least one trained model: --run DIR (or --adapter DIR)")
     failed = predict_with_progress(
-        files, adapter, fold=merge, kind=format, out=out, weights=weights, precision=precision,
+        files, (*run, *adapter), questions=[t.strip() for t in tasks.split(",") if t.strip()], fold=merge,
+        kind=format or ("timeline" if run else "json"), out=out, weights=weights, precision=precision,
         batch_size=batch_size, device=device,
     )  # fmt: skip
     if failed:

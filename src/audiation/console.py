@@ -22,7 +22,14 @@ from audiation.loading import load_backbone
 from audiation.music_files import find_music
 from audiation.own_audio import AdaptReport, adapt, predict
 from audiation.parameters import CountRow, count_parameters
-from audiation.predictions import Format, render_csv, render_json, write_predictions
+from audiation.predictions import (
+    PER_FILE_FORMATS,
+    Format,
+    render_csv,
+    render_json,
+    render_timeline,
+    write_predictions,
+)
 from audiation.store_rows import Failure
 from audiation.training import TrainingProgress, process_group
 
@@ -202,8 +209,8 @@ def predict_with_progress(
     files: Sequence[Path], adapters: Sequence[Path], *, kind: Format, out: Path | None, **options: Any
 ) -> int:
     """`audiation predict`: returns how many answers are missing."""
-    if kind == "jams" and out is None:
-        raise ValueError("jams writes one file per audio file: give a folder with --out")
+    if kind in PER_FILE_FORMATS and out is None:
+        raise ValueError(f"{kind} writes files for each audio file: give a folder with --out")
     found = find_music(files)
     err = Console(stderr=True)
     for path, reason in found.problems:
@@ -216,9 +223,11 @@ def predict_with_progress(
         row = bar.add_task("predict", total=total, detail="loading")
         for one in predict(found.files, adapters, **options):
             predictions.append(one)
-            bar.update(row, completed=len(predictions), detail=f"{len(predictions)}/{total}")
+            bar.update(row, completed=len(predictions), detail=f"{len(predictions)} answers")
+        bar.update(row, total=len(predictions))
     if out is None:
-        print(render_json(predictions) if kind == "json" else render_csv(predictions), end="")
+        render = {"timeline": render_timeline, "json": render_json, "csv": render_csv}[kind]
+        print(render(predictions), end="")
     else:
         for path in write_predictions(predictions, kind, out):
             err.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)

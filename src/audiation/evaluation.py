@@ -19,7 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from audiation.adapted import AdaptedModel, HeadConfig
 from audiation.adapted_evaluation import EvaluationProgress, Outcome, judge_adapted
+from audiation.adapter_files import check_place, save_adapter
+from audiation.annotations import Tags
 from audiation.audio import AudioError, content_hash
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.cache import cache_dir
@@ -28,12 +31,14 @@ from audiation.extraction import extract
 from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
-from audiation.metrics import Metric
+from audiation.metrics import Metric, undefined_tags
 from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
 from audiation.protocols import PROTOCOLS, AdaptProtocol, Protocol
 from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore
+from audiation.targets import ClipTarget, KeyTarget, clip_target
 from audiation.tasks import TASKS, Task
+from audiation.windows import AGGREGATIONS, WINDOW_POLICIES, Aggregation
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ def evaluate(
     data_root: str | Path | None = None,
     metadata_root: str | Path | None = None,
     store_dir: str | Path | None = None,
+    model_out: str | Path | None = None,
     device: str = "cpu",
     batch_size: int = 8,
     workers: int = 0,
@@ -101,6 +107,7 @@ def evaluate(
             cache directory unless it is found there.
         metadata_root: folder with official split and annotation files; default `$AUDIATION_METADATA_ROOT`.
         store_dir: where features are kept and found again; default: in the cache directory.
+        model_out: directory to write the trained model into, for `own_audio.predict`.
         device, batch_size, workers: as in `extract`.
         progress: called now and then, and at every look at the validation split.
 
@@ -111,11 +118,15 @@ def evaluate(
             the backbone does not have.
     """
     report = progress or (lambda _: None)
+    model_place = None if model_out is None else Path(model_out)
+    if model_place is not None:
+        check_place(model_place)
     task, protocol, method = TASKS[run.task], PROTOCOLS[run.protocol], parse_method(run.method)
     _check_choices(run, protocol, method)
+    _check_task(task, protocol)
     report(EvaluationProgress("data"))
     splits, split_hash = load_splits(task, data_root, metadata_root)
-    if splits["train"].tracks:  # before anything is computed in vain
+    if splits["train"].tracks and not task.target.per_frame:  # before anything is computed in vain
         check_classes(task.target, [task.annotation(t) for t in splits["train"].tracks])
     backbone = load_backbone(
         run.backbone,
@@ -130,12 +141,12 @@ def evaluate(
     if isinstance(protocol, AdaptProtocol):
         outcome = judge_adapted(
             backbone, task, protocol, splits, split_hash, train=run.train, layer=run.layer, seed=run.seed,
-            device=device, progress=report,
+            device=device, progress=report, model_out=model_place,
         )  # fmt: skip
     else:
         outcome = _judge_probe(
             backbone, task, protocol, splits, run,
-            store_dir=store_dir, batch_size=batch_size, workers=workers, report=report,
+            store_dir=store_dir, batch_size=batch_size, workers=workers, report=report, model_out=model_place,
         )  # fmt: skip
     references = [task.annotation(t) for t in outcome.test_tracks]
     pairs = references, outcome.estimates
@@ -148,6 +159,7 @@ def evaluate(
             "protocol_version": protocol.version,
             "metrics": [m.versioned_name for m in task.metrics],
             "method_parameters": parameters.trainable,
+            **_undefined(references),
         },
         scores={m.name: m.compute(*pairs) for m in task.metrics},
         intervals={m.name: bootstrap_interval(m, *pairs, seed=run.seed) for m in task.metrics},
@@ -167,6 +179,25 @@ def evaluate(
         train_seconds=outcome.train_seconds,
         best_step=outcome.best_step,
     )
+
+
+def _undefined(references: list[Any]) -> dict[str, list[str]]:
+    """Tags of the test split without a positive or a negative, which a macro average skips or counts as 0."""
+    if not all(isinstance(r, Tags) for r in references):
+        return {}
+    return {
+        f"tags_with_{why.replace(' ', '_')}": list(tags) for why, tags in undefined_tags(references).items()
+    }
+
+
+def _check_task(task: Task, protocol: Protocol | AdaptProtocol) -> None:
+    """ValueError for a question that a protocol of stored features cannot be asked."""
+    if isinstance(protocol, Protocol) and task.target.per_frame:
+        able = ", ".join(name for name in PROTOCOLS if isinstance(PROTOCOLS[name], AdaptProtocol))
+        raise ValueError(
+            f"protocol '{protocol.name}' probes one vector per window, and task '{task.name}' asks about every frame. "
+            f"Use a protocol that trains on frames: {able}."
+        )
 
 
 def _check_choices(run: Run, protocol: Protocol | AdaptProtocol, method: Any) -> None:
@@ -196,14 +227,22 @@ def _judge_probe(
     batch_size: int,
     workers: int,
     report: Callable[[EvaluationProgress], None],
+    model_out: Path | None,
 ) -> Outcome:
     """Extract, train probes on what is stored, answer the test tracks."""
-    assert not task.target.per_frame and protocol.pooling == "mean" and not protocol.search_layers
+    assert protocol.pooling == "mean" and not protocol.search_layers
+    target = clip_target(task.target)
     spec = BACKBONES[run.backbone]
     layer = (
         default_layer(spec, backbone) if run.layer is None else backbone.resolve_layers([run.layer], None)[1]
     )
     tracks = [t for split in splits.values() for t in split.tracks]
+    spans = [t for t in tracks if t.span_seconds is not None]
+    if spans:
+        raise ValueError(
+            f"{len(spans)} tracks of {task.name} are parts of longer files ({spans[0].track_id}), and features are "
+            "stored for whole files. Use a protocol that trains on windows: petl or musicfm."
+        )
     extraction = extract(
         [t.audio_path for t in tracks],
         backbone,
@@ -226,15 +265,51 @@ def _judge_probe(
     timed = _select_probe(protocol, run.seed, task, vectors, task.metrics[0], report)
     fit, test = timed.fit, vectors["test"]
     report(EvaluationProgress("test", validation_score=fit.best_score, step=fit.best_step))
+    rule = _best_rule(protocol, task, fit, vectors["valid"])
+    if model_out is not None:
+        model = probed_model(backbone, target, layer, fit, task.clip_seconds, rule)
+        save_adapter(model, model_out, info={"task": task.name})
     return Outcome(
-        resolved={"layer": layer, "chunk_policy": extraction.spec.policy, "frozen_mode": "eval"},
+        resolved={
+            "layer": layer,
+            "chunk_policy": extraction.spec.policy,
+            "frozen_mode": "eval",
+            "aggregation": rule,
+        },
         test_tracks=test.tracks,
-        estimates=tuple(answer_tracks(task, fit.predict(test.vectors), test.track_of_window)),
+        estimates=tuple(answer_tracks(target, fit.predict(test.vectors), test.track_of_window, rule)),
         failures={name: split_vectors.failures for name, split_vectors in vectors.items()},
         num_parameters=fit.num_parameters,
         train_seconds=timed.train_seconds,
         best_step=fit.best_step,
     )
+
+
+def probed_model(
+    backbone: Backbone,
+    target: ClipTarget,
+    layer: int,
+    fit: ProbeFit,
+    clip_seconds: float | None,
+    rule: Aggregation,
+) -> AdaptedModel:
+    """The backbone with a trained probe as its head; what standardises the vectors is folded into the first map."""
+    config = fit.config
+    model = AdaptedModel(
+        backbone,
+        target,
+        layer=layer,
+        head=HeadConfig(config.hidden_size is not None, config.dropout, config.hidden_size),
+        crop_seconds=clip_seconds,
+        policy=next(p for p in WINDOW_POLICIES.values() if p.remainder == "drop" and p.aggregation == rule),
+    )
+    state = dict(fit.state)
+    first = "output" if config.hidden_size is None else "hidden"
+    weight = state[f"{first}.weight"] / fit.standardiser.scale
+    state[f"{first}.bias"] = state[f"{first}.bias"] - weight @ fit.standardiser.mean
+    state[f"{first}.weight"] = weight
+    model.head.load_state_dict(state)
+    return model.eval()
 
 
 # Probing stored features ------------------------------------------------------------------------------
@@ -310,9 +385,13 @@ def _select_probe(
     annotations = [task.annotation(t) for t in train_split.tracks]
     references = [task.annotation(t) for t in valid.tracks]
 
+    target = clip_target(task.target)
+
     def score(logits: Tensor) -> float:
-        value = metric.compute(references, answer_tracks(task, logits, valid.track_of_window))
-        return value if metric.higher_is_better else -value
+        return max(
+            _score(metric, references, answer_tracks(target, logits, valid.track_of_window, rule))
+            for rule in _rules(protocol, task)
+        )
 
     def train(config: ProbeConfig) -> ProbeFit:
         return train_probe(
@@ -342,6 +421,41 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def answer_tracks(task: Task, logits: Tensor, track_of_window: Tensor) -> list[Any]:
-    """`(N, C)` logits of windows -> one decoded annotation per track: the mean of its logits decides."""
-    return [task.target.decode(row) for row in mean_per_track(logits, track_of_window)]
+def _rules(protocol: Protocol, task: Task) -> tuple[Aggregation, ...]:
+    """The rules that a protocol tries on validation."""
+    return (
+        AGGREGATIONS
+        if isinstance(task.target, KeyTarget) and protocol.search_key_aggregation
+        else ("logits_mean",)
+    )
+
+
+def _best_rule(protocol: Protocol, task: Task, fit: ProbeFit, valid: _SplitVectors) -> Aggregation:
+    """The rule that is best on validation; of equals the first."""
+    rules = _rules(protocol, task)
+    if len(rules) == 1:
+        return rules[0]
+    logits, references = fit.predict(valid.vectors), [task.annotation(t) for t in valid.tracks]
+    target, metric = clip_target(task.target), task.metrics[0]
+    return max(
+        rules,
+        key=lambda rule: _score(
+            metric, references, answer_tracks(target, logits, valid.track_of_window, rule)
+        ),
+    )
+
+
+def _score(metric: Metric, references: list[Any], estimates: list[Any]) -> float:
+    """Larger is better."""
+    value = metric.compute(references, estimates)
+    return value if metric.higher_is_better else -value
+
+
+def answer_tracks(
+    target: ClipTarget, logits: Tensor, track_of_window: Tensor, rule: Aggregation = "logits_mean"
+) -> list[Any]:
+    """`(N, C)` logits of windows -> one decoded annotation per track, its windows combined by the rule."""
+    if rule == "logits_mean" or len(track_of_window) == int(track_of_window.max()) + 1:  # or a window each
+        return [target.decode(row) for row in mean_per_track(logits, track_of_window)]
+    num_tracks = int(track_of_window.max()) + 1
+    return [target.decode(target.combine(logits[track_of_window == i], rule)) for i in range(num_tracks)]

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -224,9 +224,8 @@ def bootstrap_interval(
         raise ValueError(f"confidence in (0, 1) and resamples >= 1, got {confidence} and {num_resamples}")
     if num_tracks == 1:
         return None
-    scores = np.concatenate(
-        [_scores(metric, references, estimates, d) for d in _draws(num_tracks, num_resamples, seed)]
-    )
+    score_of = _resampled(metric, references, estimates)
+    scores = np.concatenate([score_of(d) for d in _draws(num_tracks, num_resamples, seed)])
     return _percentiles(metric, scores, num_tracks, confidence)
 
 
@@ -261,12 +260,8 @@ def paired_interval(
         raise ValueError(f"confidence in (0, 1) and resamples >= 1, got {confidence} and {num_resamples}")
     if num_tracks == 1:
         return None
-    differences = np.concatenate(
-        [
-            _scores(metric, references, estimates_a, draws) - _scores(metric, references, estimates_b, draws)
-            for draws in _draws(num_tracks, num_resamples, seed)
-        ]
-    )
+    score_a, score_b = (_resampled(metric, references, estimates) for estimates in (estimates_a, estimates_b))
+    differences = np.concatenate([score_a(d) - score_b(d) for d in _draws(num_tracks, num_resamples, seed)])
     return _percentiles(metric, differences, num_tracks, confidence)
 
 
@@ -278,22 +273,32 @@ def _draws(num_tracks: int, num_resamples: int, seed: int) -> Iterator[np.ndarra
         yield generator.integers(0, num_tracks, (block, num_tracks))
 
 
-def _scores(
-    metric: Metric, references: Sequence[Any], estimates: Sequence[Any], draws: np.ndarray
-) -> np.ndarray:
-    """The score on every resample."""
+def _resampled(
+    metric: Metric, references: Sequence[Any], estimates: Sequence[Any]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`(resamples, tracks)` indices -> the score on every resample, nan where it is not defined."""
     if metric.per_track is not None:
         values = np.array([metric.per_track(r, e) for r, e in zip(references, estimates, strict=True)], float)
-        return values[draws].mean(axis=1)
-    scores = []
-    for draw in draws:
-        try:
-            scores.append(metric.compute([references[i] for i in draw], [estimates[i] for i in draw]))
-        except ValueError:  # a resample without a positive, say
-            scores.append(float("nan"))
-    if np.isnan(scores).all():
+        return lambda draws: values[draws].mean(axis=1)
+    if metric.weighted is not None:
         metric.compute(references, estimates)  # raises where something is wrong with all tracks
-    return np.array(scores)
+        score = metric.weighted(references, estimates)
+        return lambda draws: np.array(
+            [score(np.bincount(draw, minlength=len(references)).astype(np.float64)) for draw in draws]
+        )
+
+    def one_by_one(draws: np.ndarray) -> np.ndarray:
+        scores = []
+        for draw in draws:
+            try:
+                scores.append(metric.compute([references[i] for i in draw], [estimates[i] for i in draw]))
+            except ValueError:  # a resample without variation, say
+                scores.append(float("nan"))
+        if np.isnan(scores).all():
+            metric.compute(references, estimates)  # raises where something is wrong with all tracks
+        return np.array(scores)
+
+    return one_by_one
 
 
 def _percentiles(metric: Metric, scores: np.ndarray, num_tracks: int, confidence: float) -> Interval:
@@ -315,6 +320,7 @@ def _percentiles(metric: Metric, scores: np.ndarray, num_tracks: int, confidence
 class PublishedScore:
     """A number as printed in a paper; percentages are turned into fractions.
 
+    train_on: data set of the training where it is not that of the test.
     other_data: set by `published_beside` where it was measured on other recordings than the result beside it.
     """
 
@@ -327,6 +333,7 @@ class PublishedScore:
     metric: str
     value: float
     note: str
+    train_on: str = ""
     other_data: bool = False
 
 
@@ -370,11 +377,17 @@ def published_beside(result: Result) -> list[PublishedScore]:
     if ids is None or result.run.get("weights") == "random":
         return []
     method = result.run["method"].partition(":")[0]
+    names = {m.name: m.printed_name for m in task.metrics}
+    printed = dict.fromkeys(names.get(metric, metric) for metric in result.scores)
     return [
         replace(row, other_data=task.published_as is None)
-        for metric in result.scores
+        for metric in printed
         for row in _published()
-        if (row.task, row.dataset, row.metric) == (*ids, metric)
+        # Beats and downbeats of one data set are two questions there, and one task here.
+        if row.dataset == ids[1]
+        and row.metric == metric
+        and (row.task == ids[0] or row.metric == f"f1_{row.task}")
+        and (task.published_as is None or row.train_on == task.published_train_on)
         and row.system in spec.published_names
         and row.method.lower().startswith(_PUBLISHED_METHODS.get(method, (method,)))
     ]
@@ -383,13 +396,16 @@ def published_beside(result: Result) -> list[PublishedScore]:
 @functools.cache
 def _published() -> tuple[PublishedScore, ...]:
     path = importlib.resources.files("audiation").joinpath("data/published_results.json")
-    names = [f.name for f in fields(PublishedScore) if f.name != "other_data"]
+    names = [f.name for f in fields(PublishedScore) if f.name not in ("other_data", "train_on")]
     rows = []
     for record in json.loads(path.read_text(encoding="utf-8"))["records"]:
         scale = 0.01 if record["unit"] == "percent" else 1.0
         # Rounding removes what the multiplication adds: 56.5 % is 0.565.
         rows.append(
-            PublishedScore(**{n: record[n] for n in names} | {"value": round(record["value"] * scale, 6)})
+            PublishedScore(
+                **{n: record[n] for n in names}
+                | {"value": round(record["value"] * scale, 6), "train_on": record.get("train_on") or ""}
+            )
         )
     return tuple(rows)
 

@@ -2,15 +2,15 @@
 
 Conventions: a metric takes references and estimates, two sequences over tracks in the same order, and gives
 one number; larger is better and 1 is perfect unless the metric says otherwise. A metric whose score is the mean
-over tracks has a `per_track` form as well. `name` is the name that published results use; where a definition
-has variants (tolerance, pooling, treatment of rare tags) the variant is part of the name, and where a
-definition ever changes `version` goes up.
+over tracks has a `per_track` form as well. Where a definition has variants (tolerance, pooling, treatment of rare
+tags) the variant is part of the name, and where a definition ever changes `version` goes up.
 
 Numbers in brackets, like D2, are the disagreements between published sources that a variant settles.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from audiation.annotations import Beats, Key, Label, Segments, Tags, Tempo, Values
+from audiation.annotations import Beats, Key, Label, Pitch, Segments, Tags, Tempo, Values
+from audiation.chord_labels import majmin_class
+from audiation.frames import values_at
 
 # mir_eval and scikit-learn take more than a second each to import, and key and accuracy need neither:
 # the functions below import what they use.
+
+
+WeightedScore = Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -30,14 +35,24 @@ class Metric:
 
     compute: raises ValueError for no tracks, unequal lengths, or a score not defined for these tracks.
     per_track: (reference, estimate) -> float where the score is the mean over tracks; None where it is not.
+    weighted: (references, estimates) -> (how often each track counts, `(N,)`) -> score, nan where it is not defined;
+        what is slow is done once, for the thousand resamples of a bootstrap. None: `compute` is called for each.
     version: goes up when the definition changes; scores of different versions are not comparable.
+    published_name: what published results call it; "": the same.
     """
 
     name: str
     compute: Callable[[Sequence[Any], Sequence[Any]], float]
     higher_is_better: bool = True
     per_track: Callable[[Any, Any], float] | None = None
+    weighted: Callable[[Sequence[Any], Sequence[Any]], WeightedScore] | None = None
     version: int = 1
+    published_name: str = ""
+
+    @property
+    def printed_name(self) -> str:
+        """What published results call it."""
+        return self.published_name or self.name
 
     @property
     def versioned_name(self) -> str:
@@ -46,7 +61,11 @@ class Metric:
 
 
 def mean_over_tracks(
-    name: str, per_track: Callable[[Any, Any], float], *, higher_is_better: bool = True
+    name: str,
+    per_track: Callable[[Any, Any], float],
+    *,
+    higher_is_better: bool = True,
+    published_name: str = "",
 ) -> Metric:
     """The metric that scores every track alone and takes the mean."""
 
@@ -54,17 +73,51 @@ def mean_over_tracks(
         _check_pairs(name, references, estimates)
         return float(np.mean([per_track(r, e) for r, e in zip(references, estimates, strict=True)]))
 
-    return Metric(name, compute, higher_is_better, per_track)
+    return Metric(name, compute, higher_is_better, per_track, published_name=published_name)
 
 
-def over_all_tracks(name: str, compute: Callable[[Sequence[Any], Sequence[Any]], float]) -> Metric:
+def over_all_tracks(
+    name: str,
+    compute: Callable[[Sequence[Any], Sequence[Any]], float],
+    *,
+    weighted: Callable[[Sequence[Any], Sequence[Any]], WeightedScore] | None = None,
+    published_name: str = "",
+) -> Metric:
     """A metric that only exists for a whole set of tracks."""
 
     def checked(references: Sequence[Any], estimates: Sequence[Any]) -> float:
         _check_pairs(name, references, estimates)
         return float(compute(references, estimates))
 
-    return Metric(name, checked)
+    return Metric(name, checked, weighted=weighted, published_name=published_name)
+
+
+def pooled_over_tracks(
+    name: str,
+    counts: Callable[[Any, Any], np.ndarray],
+    score: Callable[[np.ndarray], float],
+    *,
+    published_name: str = "",
+) -> Metric:
+    """A score of numbers `(K,)` that are added up over the tracks.
+
+    score: nan where it is not defined; `compute` raises ValueError then.
+    """
+
+    def rows(references: Sequence[Any], estimates: Sequence[Any]) -> np.ndarray:
+        return np.array([counts(r, e) for r, e in zip(references, estimates, strict=True)])
+
+    def compute(references: Sequence[Any], estimates: Sequence[Any]) -> float:
+        value = float(score(rows(references, estimates).sum(axis=0)))
+        if math.isnan(value):
+            raise ValueError(f"{name} is not defined for these {len(references)} tracks")
+        return value
+
+    def weighted(references: Sequence[Any], estimates: Sequence[Any]) -> WeightedScore:
+        table = rows(references, estimates)
+        return lambda weights: float(score(weights @ table))
+
+    return over_all_tracks(name, compute, weighted=weighted, published_name=published_name)
 
 
 def _check_pairs(name: str, references: Sequence[Any], estimates: Sequence[Any]) -> None:
@@ -78,13 +131,15 @@ def _check_pairs(name: str, references: Sequence[Any], estimates: Sequence[Any])
 # Classes: Label, Key -----------------------------------------------------------------------------------
 
 
-def _equal(reference: Label | Key, estimate: Label | Key) -> float:
-    if type(reference) is not type(estimate) or not isinstance(reference, Label | Key):
-        raise ValueError(f"accuracy compares two labels or two keys, got {reference!r} and {estimate!r}")
+def _equal(reference: Label | Key | Pitch, estimate: Label | Key | Pitch) -> float:
+    if type(reference) is not type(estimate) or not isinstance(reference, Label | Key | Pitch):
+        raise ValueError(f"accuracy compares two labels, keys or pitches, got {reference!r} and {estimate!r}")
     return float(reference == estimate)
 
 
-def _mean_recall(references: Sequence[Label | Key], estimates: Sequence[Label | Key]) -> float:
+def _mean_recall(
+    references: Sequence[Label | Key | Pitch], estimates: Sequence[Label | Key | Pitch]
+) -> float:
     """Mean over the classes that occur as reference; a class that is only ever estimated has no recall.
 
     torchmetrics' macro accuracy counts such a class as 0. The two agree wherever every class is tested.
@@ -142,25 +197,29 @@ def _tag_arrays(references: Sequence[Tags], estimates: Sequence[Tags]) -> tuple[
             if differing or not tags:
                 shown = ", ".join(sorted(differing)[:5]) or "there is no tag at all"
                 raise ValueError(f"every track needs the same tags; {kind} {i} differs in: {shown}")
-    truth = np.array([[r.scores[t] for t in tags] for r in references])
+    truth = _score_matrix(references, tags)
     if not np.isin(truth, (0.0, 1.0)).all():
         raise ValueError("the scores of reference tags are 0.0 or 1.0")
-    return truth.astype(np.int64), np.array([[e.scores[t] for t in tags] for e in estimates])
+    return truth.astype(np.int64), _score_matrix(estimates, tags)
 
 
-def _macro_over_tags(score: str, undefined: Literal["skip", "zero"]) -> Callable[..., float]:
+def _score_matrix(tracks: Sequence[Tags], tags: tuple[str, ...]) -> np.ndarray:
+    """`(tracks, tags)`."""
+    if all(tuple(t.scores) == tags for t in tracks):  # as every target and reader gives them
+        return np.array([list(t.scores.values()) for t in tracks])
+    return np.array([[t.scores[tag] for tag in tags] for t in tracks])
+
+
+def _macro_over_tags(name: str, score: str, undefined: Literal["skip", "zero"]) -> Metric:
     """Mean over tags of a scikit-learn score. Tags for which it is not defined are skipped or count 0."""
+    ranked = score == "average_precision_score"
 
     def compute(references: Sequence[Tags], estimates: Sequence[Tags]) -> float:
         import sklearn.metrics
 
         truth, scores = _tag_arrays(references, estimates)
         positives = truth.sum(axis=0)
-        defined = (
-            positives > 0
-            if score == "average_precision_score"
-            else (positives > 0) & (positives < len(truth))
-        )
+        defined = positives > 0 if ranked else (positives > 0) & (positives < len(truth))
         if not defined.any():
             raise ValueError(
                 f"no tag of these {len(truth)} tracks has what {score} needs: positives and negatives"
@@ -168,17 +227,77 @@ def _macro_over_tags(score: str, undefined: Literal["skip", "zero"]) -> Callable
         value = getattr(sklearn.metrics, score)(truth[:, defined], scores[:, defined], average="macro")
         return value if undefined == "skip" else value * defined.mean()
 
-    return compute
+    def weighted(references: Sequence[Tags], estimates: Sequence[Tags]) -> WeightedScore:
+        tags = _RankedTags(*_tag_arrays(references, estimates))
+
+        def weighted_score(weights: np.ndarray) -> float:
+            values = tags.average_precisions(weights) if ranked else tags.roc_aucs(weights)
+            values = values[~np.isnan(values)] if undefined == "skip" else np.nan_to_num(values)
+            return float(values.mean()) if len(values) else math.nan
+
+        return weighted_score
+
+    return over_all_tracks(name, compute, weighted=weighted)
+
+
+class _RankedTags:
+    """Tracks sorted by score, tag by tag, once; then scores for any weights of the tracks in linear time."""
+
+    def __init__(self, truth: np.ndarray, scores: np.ndarray) -> None:
+        """truth, scores: `(N, C)`."""
+        self._order = np.argsort(-scores, axis=0, kind="stable").T.copy()  # (C, N)
+        rows = np.arange(truth.shape[1])[:, None]
+        self._positive = truth.T[rows, self._order]
+        ranked = scores.T[rows, self._order]
+        # The last of equal scores: a threshold cannot lie between them.
+        self._last = np.ones(ranked.shape, dtype=bool)
+        self._last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+
+    def _counts(self, weights: np.ndarray, tag: int) -> tuple[np.ndarray, np.ndarray]:
+        """True and false positives at each threshold."""
+        ranked = weights[self._order[tag]]
+        true = np.cumsum(ranked * self._positive[tag])[self._last[tag]]
+        every = np.cumsum(ranked)[self._last[tag]]
+        return true, every - true
+
+    def average_precisions(self, weights: np.ndarray) -> np.ndarray:
+        """`(C,)`, nan for a tag without positives."""
+        found = np.full(len(self._order), np.nan)
+        for tag in range(len(found)):
+            true, false = self._counts(weights, tag)
+            if true[-1] > 0:
+                precision = true / np.maximum(true + false, 1e-300)
+                found[tag] = np.diff(true, prepend=0.0) @ precision / true[-1]
+        return found
+
+    def roc_aucs(self, weights: np.ndarray) -> np.ndarray:
+        """`(C,)`, nan for a tag without positives or without negatives."""
+        found = np.full(len(self._order), np.nan)
+        for tag in range(len(found)):
+            true, false = self._counts(weights, tag)
+            if true[-1] > 0 and false[-1] > 0:
+                heights = true + np.concatenate([[0.0], true[:-1]])
+                found[tag] = 0.5 * np.diff(false, prepend=0.0) @ heights / (true[-1] * false[-1])
+        return found
+
+
+def undefined_tags(references: Sequence[Tags]) -> dict[str, tuple[str, ...]]:
+    """Tags for which a score over these tracks is not defined, by why: "no positive", "no negative". To be reported
+    whatever a metric makes of them."""
+    truth, _ = _tag_arrays(references, references)
+    counts = dict(zip(references[0].scores, truth.sum(axis=0).tolist(), strict=True))
+    return {
+        "no positive": tuple(tag for tag, count in counts.items() if count == 0),
+        "no negative": tuple(tag for tag, count in counts.items() if count == len(references)),
+    }
 
 
 # A tag without positives (or, for ROC AUC, without negatives) in the split: scikit-learn's ROC AUC is then nan for
 # the whole set, torchmetrics counts the tag as 0, and both count its average precision as 0.
-ROC_AUC = over_all_tracks("roc_auc", _macro_over_tags("roc_auc_score", "skip"))
-ROC_AUC_UNDEFINED_ZERO = over_all_tracks("roc_auc_undefined_zero", _macro_over_tags("roc_auc_score", "zero"))
-AP = over_all_tracks("ap", _macro_over_tags("average_precision_score", "zero"))
-AP_UNDEFINED_SKIPPED = over_all_tracks(
-    "ap_undefined_skipped", _macro_over_tags("average_precision_score", "skip")
-)
+ROC_AUC = _macro_over_tags("roc_auc", "roc_auc_score", "skip")
+ROC_AUC_UNDEFINED_ZERO = _macro_over_tags("roc_auc_undefined_zero", "roc_auc_score", "zero")
+AP = _macro_over_tags("ap", "average_precision_score", "zero")
+AP_UNDEFINED_SKIPPED = _macro_over_tags("ap_undefined_skipped", "average_precision_score", "skip")
 
 
 # Numbers: Emotion, Values ------------------------------------------------------------------------------
@@ -246,8 +365,9 @@ def _octave_tempo(reference: Tempo, estimate: Tempo) -> float:
     return _tempo_hit(reference, estimate, (1, 2, 1 / 2, 3, 1 / 3))
 
 
-TEMPO_ACC1 = mean_over_tracks("tempo_acc1", _same_tempo)  # within 4 %
-TEMPO_ACC2 = mean_over_tracks("tempo_acc2", _octave_tempo)  # or within 4 % of 2, 1/2, 3, 1/3 times the tempo
+TEMPO_ACCURACY1 = mean_over_tracks("tempo_accuracy1", _same_tempo, published_name="tempo_acc1")  # within 4 %
+# or within 4 % of 2, 1/2, 3, 1/3 times the tempo
+TEMPO_ACCURACY2 = mean_over_tracks("tempo_accuracy2", _octave_tempo)
 
 
 # Beats -------------------------------------------------------------------------------------------------
@@ -280,11 +400,14 @@ def beat_f(
         kept = [t[t >= trim_seconds] for t in times]
         return np.array([len(match_events(*kept, tolerance_seconds)), *map(len, kept)])
 
+    published = f"f1_{events}"
     if pooling == "per_track":
-        return mean_over_tracks(name, lambda reference, estimate: _f_measure(counts(reference, estimate)))
-    return over_all_tracks(
-        name, lambda refs, ests: _f_measure(sum(counts(r, e) for r, e in zip(refs, ests, strict=True)))
-    )
+        return mean_over_tracks(
+            name,
+            lambda reference, estimate: _f_measure(counts(reference, estimate)),
+            published_name=published,
+        )
+    return pooled_over_tracks(name, counts, _f_measure, published_name=published)
 
 
 def _event_times(beats: Beats, events: Literal["beat", "downbeat"]) -> np.ndarray:
@@ -301,6 +424,7 @@ BEAT_F_70MS_POOLED = beat_f(pooling="pooled")
 BEAT_F_20MS_PER_TRACK = beat_f(0.02)
 BEAT_F_20MS_POOLED = beat_f(0.02, "pooled")
 DOWNBEAT_F_70MS_PER_TRACK = beat_f(events="downbeat")
+DOWNBEAT_F_70MS_POOLED = beat_f(pooling="pooled", events="downbeat")
 
 
 # Chords and sections -----------------------------------------------------------------------------------
@@ -343,15 +467,68 @@ def _majmin_of_track(reference: Segments, estimate: Segments) -> float:
     return float(mir_eval.chord.weighted_accuracy(*_majmin(reference, estimate)))
 
 
-def _majmin_by_duration(references: Sequence[Segments], estimates: Sequence[Segments]) -> float:
-    import mir_eval
+def _majmin_seconds(reference: Segments, estimate: Segments) -> np.ndarray:
+    """(seconds that are right, seconds that are scored)."""
+    comparisons, seconds = _majmin(reference, estimate)
+    scored = comparisons >= 0
+    return np.array([float((comparisons * seconds)[scored].sum()), float(seconds[scored].sum())])
 
-    parts = [_majmin(r, e) for r, e in zip(references, estimates, strict=True)]
-    return mir_eval.chord.weighted_accuracy(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+
+def _share(counts: np.ndarray) -> float:
+    right, scored = counts
+    return right / scored if scored else math.nan
 
 
-CHORD_MAJMIN = mean_over_tracks("chord_majmin", _majmin_of_track)
-CHORD_MAJMIN_BY_DURATION = over_all_tracks("chord_majmin_by_duration", _majmin_by_duration)
+# Weighted chord symbol recall in mir_eval's vocabulary of major and minor. musicfm does not say how it pools tracks.
+CHORD_MAJMIN_WCSR = mean_over_tracks("chord_majmin_wcsr", _majmin_of_track, published_name="chord_majmin")
+CHORD_MAJMIN_WCSR_BY_DURATION = pooled_over_tracks("chord_majmin_wcsr_by_duration", _majmin_seconds, _share)
+
+CHORD_FRAME_RATE_HZ = 75.0  # MARBLE v2 scores at the frame rate of the model, and this is MERT's
+
+
+def _chord_frame_counts(reference: Segments, estimate: Segments) -> np.ndarray:
+    """(frames that are right, frames whose reference is one of the 25 classes), of MARBLE v2's frame accuracy.
+
+    "X" is no chord there (D7). This is no weighted chord symbol recall and must not be compared with it (D30).
+    """
+    truth, answer = (_chord_frames(s, reference) for s in (reference, estimate))
+    return np.array([((truth == answer) & (truth >= 0)).sum(), (truth >= 0).sum()])
+
+
+def _chord_frames(segments: Segments, reference: Segments) -> np.ndarray:
+    """Classes at the frames of the reference's span; no chord where the estimate is silent."""
+    start, end = reference.intervals_seconds[0, 0], reference.intervals_seconds[-1, 1]
+    times = np.arange(math.ceil(start * CHORD_FRAME_RATE_HZ), math.ceil(end * CHORD_FRAME_RATE_HZ))
+    classes = [majmin_class(label, "none") for label in segments.labels]
+    return values_at(segments.intervals_seconds, classes, times / CHORD_FRAME_RATE_HZ, outside=24)
+
+
+CHORD_FRAME_ACCURACY = pooled_over_tracks(
+    "chord_frame_accuracy", _chord_frame_counts, _share, published_name="chord_frame_acc"
+)
+
+STRUCTURE_FRAME_RATE_HZ = 5.0
+
+
+def _structure_frame_accuracy(reference: Segments, estimate: Segments) -> float:
+    """Share of frames of 0.2 s with the right section, where the reference has one (musicfm; mir_eval has no such
+    measure, so it is computed directly, and averaged over tracks: D6)."""
+    end = reference.intervals_seconds[-1, 1]
+    times = (np.arange(max(1, round(end * STRUCTURE_FRAME_RATE_HZ))) + 0.5) / STRUCTURE_FRAME_RATE_HZ
+    numbers = {label: i for i, label in enumerate(dict.fromkeys((*reference.labels, *estimate.labels)))}
+    truth, answer = (
+        values_at(s.intervals_seconds, [numbers[label] for label in s.labels], times, outside=-1)
+        for s in (reference, estimate)
+    )
+    known = truth >= 0
+    if not known.any():
+        raise ValueError("a track without sections has no frames to score")
+    return float((truth == answer)[known].mean())
+
+
+STRUCTURE_FRAME_ACCURACY = mean_over_tracks(
+    "structure_frame_accuracy", _structure_frame_accuracy, published_name="structure_frame_acc"
+)
 
 
 def boundary_f(window_seconds: float = 0.5, trim: bool = False) -> Metric:

@@ -11,32 +11,54 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from audiation.audio import AudioError, load_audio
 from audiation.backbones import Backbone
-from audiation.backbones.base import LocalStem
+from audiation.backbones.base import HiddenStates, LocalStem
+from audiation.frames import FrameGrid, pool_frames
 from audiation.output_table import OutputTable
+from audiation.targets import FrameTarget
 
 CachedStage = Literal["stem", "pooled"]
 Crops = Literal["fixed", "random"]
 PIECE_SECONDS = 30.0  # of a whole recording that a stem sees at once
 
 
+def pooled_states(
+    run: Callable[..., HiddenStates], x: Tensor, layer: int, frames: FrameTarget | None
+) -> Tensor:
+    """What a head reads of a layer: its mean over time, `(B, 1, D)`, or its frames at the rate of a frame target,
+    `(B, T, D)`, without learned prompts; float32.
+
+    run: a backbone, or its `encode`; x: what that takes.
+    """
+    if frames is None:
+        return run(x, layers=[layer], reduce="mean").layers[layer]
+    states = run(x, layers=[layer])
+    assert states.frame_rate_hz is not None
+    frames_BTD = states.layers[layer][:, states.num_prompts :].float()
+    grid = FrameGrid(frames_BTD.shape[1], states.frame_rate_hz, states.first_frame_seconds)
+    return pool_frames(frames_BTD, grid.pooled(frames.frame_rate_hz).num_frames)
+
+
 @dataclass(frozen=True)
 class Clip:
-    """Samples `[start_sample, start_sample + num_samples)` of a recording at the backbone's rate."""
+    """Samples `[start_sample, start_sample + num_samples)` of a recording at the backbone's rate, of which the last
+    `num_zeros` are not the recording's but silence."""
 
     path: Path
     content_hash: str
     start_sample: int
     num_samples: int
+    num_zeros: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +109,7 @@ def cache_plan(
     backbone: Backbone,
     *,
     layer: int,
+    frames: FrameTarget | None = None,
     crops: Crops,
     frozen_mode: str,
     dropout: bool | None,
@@ -99,7 +122,7 @@ def cache_plan(
     """What of an adapted backbone can be computed once, under these choices of the training.
 
     Args:
-        layer: which hidden states the head reads.
+        layer: which hidden states the head reads. frames: the target, where it reads every frame.
         crops: whether windows are from a fixed set per recording, or lie anywhere.
         frozen_mode, dropout: as in `methods.set_modes`.
         precision: "bf16": under autocast.
@@ -120,6 +143,7 @@ def cache_plan(
         backbone,
         "pooled" if only_head else "stem",
         layer=layer,
+        frames=frames,
         precision=precision,
         max_bytes=max_bytes,
         directory=directory,
@@ -140,7 +164,8 @@ def cache_plan(
             f"at multiples of {local.step_samples} samples"
         )
     elif only_head:
-        sentence = f"pooled layer {layer} is kept per window: only the head is trained"
+        what = f"pooled layer {layer} is" if frames is None else f"frames of layer {layer} are"
+        sentence = f"{what} kept per window: only the head is trained"
     else:
         sentence = "the stem's output is kept per window"
     return CachePlan(cache, crops, sentence)
@@ -160,7 +185,8 @@ class OutputCache:
     used again.
 
     Args:
-        stage: "stem": what `backbone.project` gives; "pooled": mean over time of a layer.
+        stage: "stem": what `backbone.project` gives; "pooled": what a head reads, see `pooled_states`.
+        frames: the target, where the head reads every frame.
         precision: "bf16" computes under autocast, and keeps what that gives.
         directory: entries are kept there as well, for runs to come, up to `max_disk_bytes`.
 
@@ -176,6 +202,7 @@ class OutputCache:
         stage: CachedStage,
         *,
         layer: int,
+        frames: FrameTarget | None = None,
         precision: str = "fp32",
         max_bytes: int,
         directory: Path | None = None,
@@ -191,7 +218,7 @@ class OutputCache:
                 f"this {backbone.name} has no weights_hash, so nothing would say which weights computed what is kept "
                 "on disk. Make it with load_backbone, or keep its outputs in memory only (directory=None)."
             )
-        self.backbone, self.stage, self.layer = backbone, stage, layer
+        self.backbone, self.stage, self.layer, self.frames = backbone, stage, layer, frames
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
         self.precision, self.max_bytes = precision, max_bytes
@@ -207,6 +234,7 @@ class OutputCache:
                     backbone.arithmetic,
                 ]
                 + ([layer] if stage == "pooled" else [])
+                + (["frames", frames.frame_rate_hz] if stage == "pooled" and frames is not None else [])
             ).encode()
         ).hexdigest()
         self._table = None if directory is None else OutputTable(directory, self.key, max_disk_bytes)
@@ -283,6 +311,7 @@ class OutputCache:
             )
             return _PreparedClip(clip, unit, stored, whole, self._ends(self._decode(clip)))
         unit = f"{clip.content_hash}:{clip.start_sample}:{clip.num_samples}"
+        unit += f":{clip.num_zeros}" if clip.num_zeros else ""
         stored = self._look_up(unit)
         samples = None if stored is not None else self._decode(clip)
         return _PreparedClip(clip, unit if crops == "fixed" else None, stored, samples)
@@ -294,7 +323,7 @@ class OutputCache:
 
     @torch.no_grad()
     def outputs(self, prepared: Prepared) -> Tensor:
-        """`(B, T, D)` on the backbone's device (`(B, 1, D)` pooled), in the precision that the stem gives."""
+        """`(B, T, D)` on the backbone's device (`(B, 1, D)` pooled over time), in the precision that the stem gives."""
         device = next((t.device for t in [*self.backbone.parameters(), *self.backbone.buffers()]), None)
         return torch.stack([self._output(one) for one in prepared.clips]).to(device)
 
@@ -321,7 +350,7 @@ class OutputCache:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self.stage == "stem":
                 return self.backbone.project(x)[0].cpu()
-            return self.backbone(x, layers=[self.layer], reduce="mean").layers[self.layer][0].cpu()
+            return pooled_states(self.backbone, x, self.layer, self.frames)[0].cpu()
 
     def _compute_recording(self, samples: Tensor) -> Tensor:
         """The stem's output for a whole recording, in overlapping pieces: `(S,)` -> `(T, D)`."""
@@ -424,15 +453,14 @@ def _whole(content_hash: str) -> str:
 
 def load_window(clip: Clip, sample_rate_hz: int) -> Tensor:
     """`(S,)`. Raises AudioError, also for a file that gives less than its header promised."""
+    wanted = clip.num_samples - clip.num_zeros
     samples = load_audio(
         clip.path,
         sample_rate_hz,
         start_seconds=clip.start_sample / sample_rate_hz,
-        duration_seconds=clip.num_samples / sample_rate_hz,
+        duration_seconds=wanted / sample_rate_hz,
     ).samples
-    if len(samples) != clip.num_samples:
+    if len(samples) != wanted:
         start_seconds = clip.start_sample / sample_rate_hz
-        raise AudioError(
-            clip.path, f"gives {len(samples)} of {clip.num_samples} samples from {start_seconds:.3f} s on"
-        )
-    return samples
+        raise AudioError(clip.path, f"gives {len(samples)} of {wanted} samples from {start_seconds:.3f} s on")
+    return F.pad(samples, (0, clip.num_zeros)) if clip.num_zeros else samples

@@ -15,6 +15,7 @@ import torch
 from audiation.adaptation import AdaptConfig, epoch_steps, train_adaptation
 from audiation.adapted import AdaptedModel, TrackAnswer, answer_track
 from audiation.adapted_evaluation import answer_examples, with_choices
+from audiation.adapter_files import read_adapter_record
 from audiation.adapters import AdapterBank, check_place, load_adapter, save_adapter
 from audiation.audio import AudioError
 from audiation.datasets.labelled import read_labelled
@@ -23,6 +24,8 @@ from audiation.leaderboard import Interval, bootstrap_interval, current_versions
 from audiation.loading import load_backbone
 from audiation.methods import ParameterCount, format_method, inject, parse_choices, parse_method
 from audiation.methods.finetune import FineTune
+from audiation.target_files import question_of
+from audiation.targets import clip_target
 from audiation.tasks.labelled import labelled_task
 from audiation.track_windows import Example, Unused
 from audiation.training import TrainingProgress
@@ -253,12 +256,14 @@ class Prediction:
     scores: dict[str, float]
     window_scores: tuple[dict[str, float], ...]
     failure: str = ""
+    question: str = ""
 
 
 def predict(
     paths: Sequence[str | os.PathLike[str]],
     adapters: Sequence[str | os.PathLike[str]],
     *,
+    questions: Sequence[str] = (),
     weights: str | None = None,
     fold: bool = False,
     device: str = "cpu",
@@ -270,6 +275,8 @@ def predict(
     Adapters of one trunk share it in memory.
 
     Args:
+        questions: "key", "tempo", "beats", "chords", "sections", "tags", "class", ...: only the adapters that answer
+            one of them are asked. (): all.
         fold: fold the method into the weights first (`methods.merge`); takes one adapter.
         weights: of the trunk; None: the official ones, or the random ones the adapter was made on.
 
@@ -284,22 +291,47 @@ def predict(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(set(directories)) < len(directories):
         raise ValueError("an adapter is named twice")
+    asks = {d: question_of(read_adapter_record(d).target) for d in directories}
+    if idle := [q for q in questions if q not in asks.values()]:
+        raise ValueError(
+            f"none of these adapters answers {', '.join(idle)}. They answer {', '.join(dict.fromkeys(asks.values()))}."
+        )
+    directories = [d for d in directories if not questions or asks[d] in questions]
     if fold and len(directories) > 1:
         raise ValueError(f"merging changes the weights, so it takes one adapter, got {len(directories)}")
     if len(directories) == 1:
         model = load_adapter(directories[0], weights=weights, device=device, merge=fold)
         models: dict[str, Callable[[], AdaptedModel]] = {str(directories[0]): lambda: model}
     else:
-        bank = AdapterBank.load({str(d): d for d in directories}, weights=weights, device=device)
-        models = {name: functools.partial(bank.use, name) for name in bank.names}
+        models = _models(directories, weights, device)
     for path in map(Path, paths):
         for name, at_work in models.items():
             asked = at_work()
             try:
                 answer = answer_track(asked, path, batch_size=batch_size, precision=precision)
             except AudioError as error:
-                yield Prediction(path, name, None, {}, (), str(error))
+                yield Prediction(path, name, None, {}, (), str(error), asks[Path(name)])
                 continue
-            scores = asked.target.scores
+            if answer.grid is not None:  # frames have no scores that would be one answer's
+                rows: tuple[dict[str, float], ...] = ({},) * len(answer.window_logits)
+                yield Prediction(path, name, answer, {}, rows, question=asks[Path(name)])
+                continue
+            scores = clip_target(asked.target).scores
             windows = tuple(scores(row) for row in answer.window_logits)
-            yield Prediction(path, name, answer, scores(answer.logits), windows)
+            yield Prediction(path, name, answer, scores(answer.logits), windows, question=asks[Path(name)])
+
+
+def _models(
+    directories: Sequence[Path], weights: str | None, device: str
+) -> dict[str, Callable[[], AdaptedModel]]:
+    """Adapters of one trunk share it; there is a trunk per kind."""
+    trunks: dict[tuple[str, int, str], dict[str, Path]] = {}
+    for directory in directories:
+        record = read_adapter_record(directory)
+        trunk = (record.backbone, record.num_layers, record.trunk_hash)
+        trunks.setdefault(trunk, {})[str(directory)] = directory
+    models: dict[str, Callable[[], AdaptedModel]] = {}
+    for held in trunks.values():
+        bank = AdapterBank.load(held, weights=weights, device=device)
+        models |= {name: functools.partial(bank.use, name) for name in bank.names}
+    return {str(d): models[str(d)] for d in directories}

@@ -1,4 +1,4 @@
-"""Answers of adapters as JSON, CSV or JAMS (Humphrey et al. 2014)."""
+"""Answers about files: a timeline for people; JSON, CSV, JAMS (Humphrey et al. 2014), .lab and .beats for programs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import csv
 import importlib.metadata
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from audiation.annotations import Key, Label, Tags, Values
+import numpy as np
+
+from audiation.annotations import Beats, Emotion, Key, Label, Pitch, Segments, Tags, Tempo, Values
 from audiation.audio import AudioError, audio_info
 from audiation.own_audio import Prediction
 
-Format = Literal["json", "csv", "jams"]
+Format = Literal["timeline", "json", "csv", "jams", "lab", "beats"]
+PER_FILE_FORMATS = ("jams", "lab", "beats")  # files of their own, so they need a folder
+SAME_MOMENT_SECONDS = 0.05
 VERSION = importlib.metadata.version("audiation")
 JAMS_VERSION = "0.3.4"  # of the schema that is written
 
@@ -63,37 +68,134 @@ def render_jams(predictions: Sequence[Prediction]) -> str:
     return json.dumps(jam, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def render_timeline(predictions: Sequence[Prediction]) -> str:
+    """For people: file by file, what holds for all of it, and a line per moment at which something happens."""
+    return "\n".join(_file_timeline(path, ps) for path, ps in _by_file(predictions).items())
+
+
+def render_lab(annotation: Segments) -> str:
+    """A line per segment: start, end, label, between tabs."""
+    rows = zip(annotation.intervals_seconds.tolist(), annotation.labels, strict=True)
+    return "".join(f"{start:.3f}\t{end:.3f}\t{label}\n" for (start, end), label in rows)
+
+
+def render_beats(annotation: Beats) -> str:
+    """A line per beat: time and position in the bar, between tabs; the position is left out where none is known."""
+    rows = zip(annotation.times_seconds.tolist(), annotation.positions.tolist(), strict=True)
+    return "".join(f"{time:.3f}\t{place}\n" if place else f"{time:.3f}\n" for time, place in rows)
+
+
 def write_predictions(predictions: Sequence[Prediction], kind: Format, out: Path) -> list[Path]:
-    """Write a JSON or CSV file, or one JAMS file per audio file into the folder `out`; returns what was written.
+    """Write one document, or files per audio file into the folder `out`; returns what was written.
+
+    "lab": NAME.chords.lab and NAME.sections.lab; "beats": NAME.beats.
 
     Raises:
-        ValueError: two audio files of one name whose JAMS files would overwrite each other.
+        ValueError: two answers that would overwrite each other's file, or none that such a file could hold.
     """
-    if kind != "jams":
+    if kind not in PER_FILE_FORMATS:
+        render = {"timeline": render_timeline, "json": render_json, "csv": render_csv}[kind]
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(
-            render_json(predictions) if kind == "json" else render_csv(predictions), encoding="utf-8"
-        )
+        out.write_text(render(predictions), encoding="utf-8")
         return [out]
-    by_file: dict[Path, list[Prediction]] = {}
-    for p in predictions:
-        by_file.setdefault(p.path, []).append(p)
-    targets: dict[Path, Path] = {}
-    for path in by_file:
-        target = out / f"{path.stem}.jams"
-        if target in targets:
-            raise ValueError(
-                f"{targets[target]} and {path} would both become {target}. Ask about them apart."
-            )
-        targets[target] = path
+    files: dict[Path, str] = {}
+    owners: dict[Path, Path] = {}
+    for path, answers in _by_file(predictions).items():
+        for name, text in _files_of(path, answers, kind):
+            target = out / name
+            if target in owners:
+                raise ValueError(
+                    f"{owners[target]} and {path} would both become {target}. Ask about them, or these adapters, apart."
+                )
+            files[target], owners[target] = text, path
+    if not files:
+        raise ValueError(f"no answer can be written as {kind}: it holds {_HOLDS[kind]}")
     out.mkdir(parents=True, exist_ok=True)
-    for target, path in targets.items():
-        target.write_text(render_jams(by_file[path]), encoding="utf-8")
-    return list(targets)
+    for target, text in files.items():
+        target.write_text(text, encoding="utf-8")
+    return list(files)
+
+
+_HOLDS = {"jams": "answers", "lab": "chords and sections", "beats": "beats"}
+
+
+def _files_of(path: Path, answers: Sequence[Prediction], kind: Format) -> Iterator[tuple[str, str]]:
+    if kind == "jams":
+        yield f"{path.stem}.jams", render_jams(answers)
+        return
+    for p in answers:
+        annotation = None if p.answer is None else p.answer.annotation
+        if kind == "lab" and isinstance(annotation, Segments):
+            yield f"{path.stem}.{p.question}.lab", render_lab(annotation)
+        if kind == "beats" and isinstance(annotation, Beats):
+            yield f"{path.stem}.beats", render_beats(annotation)
+
+
+def _by_file(predictions: Sequence[Prediction]) -> dict[Path, list[Prediction]]:
+    found: dict[Path, list[Prediction]] = {}
+    for p in predictions:
+        found.setdefault(p.path, []).append(p)
+    return found
+
+
+def _file_timeline(path: Path, predictions: Sequence[Prediction]) -> str:
+    lines = [f"{path}  {_clock(_duration(path, predictions))}"]
+    events: list[tuple[float, str, str]] = []  # seconds, question, text
+    for p in predictions:
+        if p.answer is None:
+            lines.append(f"  {p.question:<9} no answer: {p.failure}")
+            continue
+        annotation = p.answer.annotation
+        if isinstance(annotation, Beats):
+            lines.append(f"  {p.question:<9} {_beats_summary(annotation)}")
+            rows = zip(annotation.times_seconds.tolist(), annotation.positions.tolist(), strict=True)
+            events += [(time, p.question, str(place) if place else "x") for time, place in rows]
+        elif isinstance(annotation, Segments):
+            starts = zip(annotation.intervals_seconds[:, 0].tolist(), annotation.labels, strict=True)
+            events += [(start, p.question, label) for start, label in starts]
+        else:
+            sure = p.scores.get(str(annotation))
+            text = f"{annotation.bpm:.1f} BPM" if isinstance(annotation, Tempo) else _answer_text(annotation)
+            lines.append(f"  {p.question:<9} {text}" + ("" if sure is None else f" ({sure:.2f})"))
+    return "\n".join([*lines, *_event_lines(events)]) + "\n"
+
+
+def _beats_summary(beats: Beats) -> str:
+    times = beats.times_seconds
+    if len(times) < 2:
+        return f"{len(times)} found"
+    bars = int((beats.positions == 1).sum())
+    pace = 60.0 / float(np.median(np.diff(times)))
+    return f"{len(times)} found, {pace:.1f} a minute" + (f", {bars} bars" if bars else "")
+
+
+def _event_lines(events: list[tuple[float, str, str]]) -> list[str]:
+    """A column per question, a row per moment."""
+    if not events:
+        return []
+    questions = [q for q in ("sections", "beats", "chords") if any(e[1] == q for e in events)]
+    questions += sorted({e[1] for e in events} - set(questions))
+    widths = {q: max(len(q), *(len(e[2]) for e in events if e[1] == q)) for q in questions}
+    rows: list[tuple[float, dict[str, str]]] = []
+    for seconds, question, text in sorted(events):
+        if not rows or seconds - rows[-1][0] > SAME_MOMENT_SECONDS or question in rows[-1][1]:
+            rows.append((seconds, {}))
+        rows[-1][1][question] = text
+    header = "  " + "  ".join([f"{'time':>8}", *(f"{q:<{widths[q]}}" for q in questions)])
+    return [header.rstrip()] + [
+        ("  " + "  ".join([f"{_clock(s):>8}", *(f"{r.get(q, ''):<{widths[q]}}" for q in questions)])).rstrip()
+        for s, r in rows
+    ]
+
+
+def _clock(seconds: float) -> str:
+    """83.456 -> '1:23.46'."""
+    hundredths = round(seconds * 100)
+    return f"{hundredths // 6000}:{hundredths % 6000 / 100:05.2f}"
 
 
 def _record(p: Prediction) -> dict[str, Any]:
-    record: dict[str, Any] = {"path": str(p.path), "adapter": p.adapter}
+    record: dict[str, Any] = {"path": str(p.path), "adapter": p.adapter, "question": p.question}
     if p.answer is None:
         return record | {"failure": p.failure}
     starts, lengths = p.answer.starts_seconds, p.answer.durations_seconds
@@ -110,10 +212,20 @@ def _record(p: Prediction) -> dict[str, Any]:
 def _answer_value(annotation: Any) -> Any:
     if isinstance(annotation, Tags):
         return [tag for tag, score in annotation.scores.items() if score >= 0.5]
-    return annotation.values if isinstance(annotation, Values) else str(annotation)
+    if isinstance(annotation, Values):
+        return annotation.values
+    if isinstance(annotation, Emotion):
+        return {"arousal": annotation.arousal, "valence": annotation.valence}
+    if isinstance(annotation, Tempo):
+        return {"bpm": annotation.bpm}
+    if isinstance(annotation, Beats | Segments):
+        return json.loads(str(annotation))
+    return str(annotation)
 
 
 def _answer_text(annotation: Any) -> str:
+    if isinstance(annotation, Beats | Segments):
+        return str(annotation)
     value = _answer_value(annotation)
     if isinstance(value, list):
         return "|".join(value)
@@ -131,26 +243,10 @@ def _duration(path: Path, predictions: Sequence[Prediction]) -> float:
 
 def _jams_annotation(p: Prediction, duration: float) -> dict[str, Any]:
     assert p.answer is not None
-    annotation = p.answer.annotation
-    sandbox: dict[str, Any] = {}
-    values: list[tuple[Any, float | None]]
-    if isinstance(annotation, Key):
-        key = f"{str(annotation).split()[0]}:{annotation.mode}"
-        namespace, values = "key_mode", [(key, p.scores[str(annotation)])]
-    elif isinstance(annotation, Label):
-        namespace, values = "tag_open", [(annotation.name, p.scores[annotation.name])]
-    elif isinstance(annotation, Tags):
-        namespace, values = "tag_open", [*annotation.scores.items()]
-    else:
-        assert isinstance(annotation, Values)
-        namespace, values = "vector", [(list(annotation.values.values()), None)]
-        sandbox = {"names": list(annotation.values)}
+    content = _jams_content(p, p.answer.annotation, duration)
     return {
-        "namespace": namespace,
-        "data": [
-            {"time": 0.0, "duration": duration, "value": value, "confidence": confidence}
-            for value, confidence in values
-        ],
+        "namespace": content.namespace,
+        "data": content.data,
         "annotation_metadata": {
             "curator": {"name": "", "email": ""},
             "annotator": {},
@@ -161,7 +257,49 @@ def _jams_annotation(p: Prediction, duration: float) -> dict[str, Any]:
             "validation": "",
             "data_source": "program",
         },
-        "sandbox": sandbox,
+        "sandbox": content.sandbox,
         "time": 0.0,
         "duration": duration,
     }
+
+
+@dataclass(frozen=True)
+class _JamsContent:
+    namespace: str
+    data: list[dict[str, Any]]
+    sandbox: dict[str, Any] = field(default_factory=dict)
+
+
+def _jams_content(p: Prediction, annotation: Any, duration: float) -> _JamsContent:
+    def whole(value: Any, confidence: float | None = None) -> dict[str, Any]:
+        return {"time": 0.0, "duration": duration, "value": value, "confidence": confidence}
+
+    if isinstance(annotation, Key):
+        key = f"{str(annotation).split()[0]}:{annotation.mode}"
+        return _JamsContent("key_mode", [whole(key, p.scores.get(str(annotation)))])
+    if isinstance(annotation, Label):
+        return _JamsContent("tag_open", [whole(annotation.name, p.scores[annotation.name])])
+    if isinstance(annotation, Tags):
+        return _JamsContent("tag_open", [whole(tag, score) for tag, score in annotation.scores.items()])
+    if isinstance(annotation, Tempo):
+        # JAMS wants a number between 0 and 1 here, and how sure the model is of one bin among 300 says little.
+        return _JamsContent("tempo", [whole(annotation.bpm, 1.0)])
+    if isinstance(annotation, Pitch):
+        return _JamsContent("note_midi", [whole(float(annotation.midi), p.scores.get(str(annotation)))])
+    if isinstance(annotation, Beats):
+        rows = zip(annotation.times_seconds.tolist(), annotation.positions.tolist(), strict=True)
+        return _JamsContent(
+            "beat",
+            [{"time": t, "duration": 0.0, "value": place or None, "confidence": None} for t, place in rows],
+        )
+    if isinstance(annotation, Segments):
+        segments = zip(annotation.intervals_seconds.tolist(), annotation.labels, strict=True)
+        return _JamsContent(
+            "chord" if p.question == "chords" else "segment_open",
+            [
+                {"time": start, "duration": end - start, "value": label, "confidence": None}
+                for (start, end), label in segments
+            ],
+        )
+    values = _answer_value(annotation)
+    return _JamsContent("vector", [whole(list(values.values()))], {"names": list(values)})

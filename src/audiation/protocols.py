@@ -9,11 +9,11 @@ from audiation.adaptation import AdaptConfig, epoch_steps
 from audiation.methods import Method
 from audiation.methods.finetune import FineTune
 from audiation.methods.probe import Probe
+from audiation.output_cache import Crops
 from audiation.probe import EVALUATE_EVERY_STEPS, PATIENCE_EVALUATIONS, ProbeConfig
 from audiation.registry import Registry
 
 # MusicFM's windows in samples at 24 kHz, and the epoch of MTG-Jamendo, as in the configurations that were released.
-PETL_LONG_WINDOW_SECONDS = 30.0
 PETL_EPOCH_BATCHES = 2000
 MTT_SECONDS = 698_976 / 24_000
 MTG_SECONDS = 719_725 / 24_000
@@ -29,6 +29,8 @@ class Protocol:
     pooling: over the frames of a window.
     probes: the configurations that are trained; the best on the validation split is tested once.
     search_layers: whether the layer is searched as well, or is one that the run names.
+    search_key_aggregation: whether the rule by which the windows of a track become one key is chosen on validation,
+        out of four (benchmark, 4.4; D15). Other questions average outputs.
     selection: what decides when training ends and which state is kept.
     """
 
@@ -39,6 +41,7 @@ class Protocol:
     caveat: str = ""
     pooling: Literal["mean"] = "mean"
     search_layers: bool = False
+    search_key_aggregation: bool = False
     selection: Literal["validation-metric"] = "validation-metric"
 
     def describe(self) -> str:
@@ -48,12 +51,14 @@ class Protocol:
             probes = f"one probe ({_describe_probe(self.probes[0])})"
         else:
             probes = f"best of {len(self.probes)} probes on validation"
+        keys = " (keys: vote, largest, mean output or mean probability, whichever is best on validation)"
+        keys = keys if self.search_key_aggregation else ""
         text = (
             f"Frozen backbone, {layer}, {self.pooling} over the frames of a window; {probes}; Adam; "
             f"the task's first metric on validation every {EVALUATE_EVERY_STEPS} steps, "
             f"best state after {PATIENCE_EVALUATIONS} looks without improvement, tested once. "
-            "Windows of a track are examples of their own in training and are averaged for its answer, "
-            f"as the task says. Rules of {self.source}."
+            "Windows of a track are examples of their own in training, and their outputs are averaged for its answer"
+            f"{keys}. Rules of {self.source}."
         )
         return f"{text} {self.caveat}".strip()
 
@@ -65,7 +70,10 @@ class AdaptProtocol:
     steps: (task, backbone, published number of optimiser steps).
     epochs: length of the training where no number of steps was published.
     crop_seconds: (task, window of a backbone with inputs of 30 s), where it is not these.
-    learning_rate, finetune_learning_rate: of everything that is trained, head included.
+    learning_rate, finetune_learning_rate: of everything that is trained, head included unless it has its own.
+    head_learning_rate: of the head while the whole backbone is trained; None: the same.
+    schedule: of everything but probing, which has a constant rate.
+    crops, precision, head_size, head_dropout, patience, windows: as in `adaptation.AdaptConfig`.
     """
 
     name: str
@@ -80,6 +88,14 @@ class AdaptProtocol:
     batch_size: int
     clip_norm: float
     caveat: str = ""
+    head_learning_rate: float | None = None
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    crops: Crops = "random"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    head_size: int | None = None
+    head_dropout: float = 0.5
+    patience: int | None = None
+    windows: str = ""
 
     def config(
         self,
@@ -92,34 +108,54 @@ class AdaptProtocol:
     ) -> AdaptConfig:
         """The recipe for one run. `max_seconds`: what the backbone takes at once."""
         epoch = epoch_steps(num_train_tracks, self.batch_size)
-        rate = self.finetune_learning_rate if isinstance(method, FineTune) else self.learning_rate
-        crop = dict(self.crop_seconds).get(task) if max_seconds == PETL_LONG_WINDOW_SECONDS else None
+        tuned = isinstance(method, FineTune)
+        rate = self.finetune_learning_rate if tuned else self.learning_rate
+        constant = isinstance(method, Probe) and self.schedule == "cosine"
+        crop = dict(self.crop_seconds).get(task)
         published = {(of_task, of_backbone): steps for of_task, of_backbone, steps in self.steps}
         return AdaptConfig(
             steps=published.get((task, backbone), self.epochs * epoch),
             batch_size=self.batch_size,
             learning_rate=rate,
-            schedule="constant" if isinstance(method, Probe) else "cosine",
-            min_learning_rate=rate if isinstance(method, Probe) else self.min_learning_rate,
+            group_learning_rates=(("head.", self.head_learning_rate),)
+            if tuned and self.head_learning_rate
+            else (),
+            schedule="constant" if constant else self.schedule,
+            min_learning_rate=rate if constant else min(self.min_learning_rate, rate),
             clip_norm=self.clip_norm,
-            precision="bf16",
+            precision=self.precision,
             validate_every_steps=min(epoch, PETL_EPOCH_BATCHES) if task == "mtg_top50" else epoch,
+            patience=self.patience,
             keep="best",
             seed=seed,
-            crops="random",
-            crop_seconds=crop,
+            crops=self.crops,
+            # A backbone with shorter inputs gets what it takes.
+            crop_seconds=crop if crop is None or max_seconds is None or crop < max_seconds else None,
+            head_size=self.head_size,
+            head_dropout=self.head_dropout,
+            windows=self.windows,
         )
 
     def describe(self) -> str:
         """A paragraph for people."""
+        head = "as wide as the features" if self.head_size is None else f"of {self.head_size} units"
+        rates = f"{self.finetune_learning_rate:g} for full fine-tuning"
+        if self.head_learning_rate is not None:
+            rates += f", its head {self.head_learning_rate:g}"
+        falls = {
+            "cosine": f"cosine to {self.min_learning_rate:g} (constant for probing)",
+            "constant": "constant",
+            "plateau": "halved on a plateau of the validation score",
+        }[self.schedule]
+        ends = f", ended after {self.patience} epochs without improvement" if self.patience else ""
         text = (
             f"One recipe for every method: Adam, batch {self.batch_size}, learning rate {self.learning_rate:g} "
-            f"({self.finetune_learning_rate:g} for full fine-tuning), cosine to {self.min_learning_rate:g} "
-            f"(constant for probing), no warm-up, no decay, gradient norm {self.clip_norm:g}, bf16 autocast; "
-            "random windows of what the backbone takes at once; mean over time of the last layer, linear, dropout "
-            "0.5, ReLU, linear; validation after each epoch on all windows, best state tested once; windows of a "
-            f"track are averaged as probabilities. Steps as published, else {self.epochs} epochs. "
-            f"Rules of {self.source}."
+            f"({rates}), {falls}, no warm-up, no decay, gradient norm {self.clip_norm:g}, {self.precision}; "
+            f"{self.crops} windows of what the backbone takes at once, or what the task says; one layer, its mean over "
+            f"time or its frames as the task asks, one hidden layer {head} with dropout {self.head_dropout:g}; "
+            "validation after each epoch on all windows, best state tested once. Windows of a track are combined by "
+            f"the rule '{self.windows or 'petl, or whole-track for frames'}'. Steps as published, else {self.epochs} "
+            f"epochs{ends}. Rules of {self.source}."
         )
         return f"{text} {self.caveat}".strip()
 
@@ -147,6 +183,7 @@ _add(
         version=1,
         source="jukemir (Castellon, Donahue & Liang 2021)",
         probes=(ProbeConfig(),),
+        search_key_aggregation=True,
         caveat=(
             "This is one of the 216 configurations of that paper's grid, so its numbers are not the paper's, "
             "which are the best of all 216 on validation."
@@ -179,5 +216,62 @@ _add(
             "train='frozen_mode=published' does. Validation there used a new random window each time. Settings for "
             "genre, key and tempo, and their augmentations, were not released; the number of epochs is our choice."
         ),
+    )
+)
+
+_add(
+    AdaptProtocol(
+        name="musicfm",
+        version=1,
+        source="MusicFM (Won, Hung & Le 2024)",
+        steps=(),
+        crop_seconds=(
+            *(
+                (task, 6.0)
+                for task in ("gtzan_rhythm", "harmonix_rhythm", "harmonix_rhythm_readme", "scores-beats")
+            ),
+            *((task, 12.0) for task in ("hooktheory_chord", "hooktheory_chord_readme", "scores-chords")),
+            *((task, 24.0) for task in ("harmonix", "harmonix_readme")),
+            ("hooktheory_giantsteps_key", 12.0),
+            ("mtt_clean", 29.1),
+        ),
+        epochs=100,
+        learning_rate=1e-4,
+        finetune_learning_rate=1e-5,
+        head_learning_rate=1e-4,
+        min_learning_rate=0.0,
+        batch_size=16,
+        clip_norm=1.0,
+        schedule="constant",
+        crops="fixed",
+        precision="fp32",
+        head_size=512,
+        head_dropout=0.0,
+        patience=20,
+        caveat=(
+            "The paper states the head of 512 units and its README the lengths of inputs and both learning rates. "
+            "Layer, batch size, epochs, dropout and validation sets are not stated and are our choice."
+        ),
+    )
+)
+
+_add(
+    AdaptProtocol(
+        name="scratch",
+        version=1,
+        source="audiation",
+        steps=(),
+        crop_seconds=(("mtt", MTT_SECONDS), ("mtt_clean", MTT_SECONDS), ("mtg_top50", MTG_SECONDS)),
+        epochs=200,
+        learning_rate=1e-3,
+        finetune_learning_rate=1e-3,
+        min_learning_rate=1e-6,
+        batch_size=16,
+        clip_norm=1.0,
+        schedule="plateau",
+        precision="fp32",
+        head_dropout=0.5,
+        patience=30,
+        caveat="For small models without pre-training (method 'finetune', random weights); no paper's recipe.",
     )
 )

@@ -6,27 +6,20 @@ twice. `decode(encode(a)) == a` is a property every target is tested for.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiation.annotations import Key, Label, Tags, Values
+from audiation.annotations import Emotion, Key, Label, Pitch, Tags, Tempo, Values
+from audiation.decoding import tempo_from_bins
+from audiation.frames import FrameGrid
 from audiation.training import Loss
-
-
-@dataclass(frozen=True)
-class FrameGrid:
-    """Where output frames lie in time: frame `t` is centred on `first_frame_seconds + t / frame_rate_hz`."""
-
-    num_frames: int
-    frame_rate_hz: float
-    first_frame_seconds: float
+from audiation.windows import Aggregation, aggregate
 
 
 @dataclass(frozen=True)
@@ -37,13 +30,11 @@ class ClipContext:
 
 
 class Target(Protocol):
-    """Output space of a task: `num_outputs` logits, per clip or per frame.
+    """Output space of a task: `num_outputs` logits, per clip (`ClipTarget`) or per frame (`FrameTarget`).
 
-    combine: logits `(N, C)` of the N windows of one track -> `(C,)`, float64 on the CPU, so that decoding them answers
-        for the track. What is averaged over the windows are probabilities or values, not logits: PETL's "sigmoid per
-        segment, then average over segments" (`petl.md`, section 4). ValueError for no window, or outputs that are not
-        finite.
-    scores: logits `(C,)` -> the named numbers behind an answer: probabilities or values.
+    encode: annotation -> what `loss` compares with; a frame target needs the grid.
+    loss: summed over what is valid, with the number of terms.
+    decode: logits of one clip -> annotation.
     """
 
     @property
@@ -58,9 +49,44 @@ class Target(Protocol):
 
     def decode(self, logits: Tensor, context: ClipContext | None = None) -> Any: ...
 
-    def combine(self, logits: Tensor) -> Tensor: ...
+
+class ClipTarget(Target, Protocol):
+    """One answer per clip.
+
+    combine: logits `(N, C)` of the N windows of one track -> `(C,)`, float64 on the CPU, so that decoding them answers
+        for the track. By default probabilities or values are averaged over the windows, not logits: PETL's "sigmoid
+        per segment, then average over segments" (`petl.md`, section 4). ValueError for no window, outputs that are
+        not finite, or a rule that this output space has no use for.
+    scores: logits `(C,)` -> the named numbers behind an answer: probabilities or values.
+    """
+
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor: ...
 
     def scores(self, logits: Tensor) -> dict[str, float]: ...
+
+
+class FrameTarget(Target, Protocol):
+    """One answer per frame: `encode` -> `(T,)` or `(T, K)`; `decode` of `(T, C)` needs `context.grid`.
+
+    frame_rate_hz: of the outputs; None: every frame that the backbone gives.
+    """
+
+    @property
+    def frame_rate_hz(self) -> float | None: ...
+
+
+def clip_target(target: Target) -> ClipTarget:
+    """The target, known to answer per clip. ValueError for one that answers per frame."""
+    if target.per_frame:
+        raise ValueError(
+            f"a {type(target).__name__} answers for every frame; one answer per clip was asked for"
+        )
+    return cast(ClipTarget, target)
+
+
+def frame_target(target: Target) -> FrameTarget | None:
+    """The target where it answers per frame, else None."""
+    return cast(FrameTarget, target) if target.per_frame else None
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Loss:
@@ -83,11 +109,6 @@ def _windows(logits: Tensor, num_outputs: int) -> Tensor:
             "damaged, or training has diverged."
         )
     return logits.cpu().double()
-
-
-def _mean_of_softmax(windows: Tensor) -> Tensor:
-    """`(N, C)` -> `(C,)`: logarithm of the mean probability of each class."""
-    return windows.log_softmax(-1).logsumexp(0) - math.log(len(windows))
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:
@@ -126,9 +147,9 @@ class ClassTarget:
         """`(C,)` logits -> Label. A tie goes to the first class in the list."""
         return Label(self.classes[int(logits.argmax())])
 
-    def combine(self, logits: Tensor) -> Tensor:
-        """Logarithm of the mean probability, for each class."""
-        return _mean_of_softmax(_windows(logits, self.num_outputs))
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """By any of the rules of `windows.aggregate`."""
+        return aggregate(_windows(logits, self.num_outputs), rule)
 
     def scores(self, logits: Tensor) -> dict[str, float]:
         return _probabilities(self.classes, logits)
@@ -150,9 +171,9 @@ class KeyTarget:
     def decode(self, logits: Tensor, context: ClipContext | None = None) -> Key:
         return Key.from_index(int(logits.argmax()))
 
-    def combine(self, logits: Tensor) -> Tensor:
-        """Logarithm of the mean probability, for each key."""
-        return _mean_of_softmax(_windows(logits, self.num_outputs))
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """By any of the rules of `windows.aggregate`."""
+        return aggregate(_windows(logits, self.num_outputs), rule)
 
     def scores(self, logits: Tensor) -> dict[str, float]:
         return _probabilities((str(Key.from_index(i)) for i in range(24)), logits)
@@ -189,9 +210,14 @@ class TagsTarget:
         """`(C,)` logits -> every tag with its probability."""
         return Tags(self.scores(logits))
 
-    def combine(self, logits: Tensor) -> Tensor:
-        """Logit of the mean probability, for each tag; finite however sure the windows are."""
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """Logit of the mean probability, for each tag, finite however sure the windows are; or the mean or largest
+        logit. ValueError for a vote: it would leave no score to rank by."""
         windows = _windows(logits, self.num_outputs)
+        if rule == "majority":
+            raise ValueError("tags are ranked by a score, which a vote of windows does not give")
+        if rule != "probability_mean":
+            return aggregate(windows, rule)
         return F.logsigmoid(windows).logsumexp(0) - F.logsigmoid(-windows).logsumexp(0)
 
     def scores(self, logits: Tensor) -> dict[str, float]:
@@ -263,8 +289,10 @@ class ValuesTarget:
         """`(C,)` outputs -> numbers on the scale of the data."""
         return Values(self.scores(logits))
 
-    def combine(self, logits: Tensor) -> Tensor:
-        """Mean of each number."""
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """Mean of each number, which both rules of a mean come to. ValueError for the others."""
+        if rule not in ("probability_mean", "logits_mean"):
+            raise ValueError(f"numbers of windows are averaged; '{rule}' is a rule for classes")
         return _windows(logits, self.num_outputs).mean(0)
 
     def scores(self, logits: Tensor) -> dict[str, float]:
@@ -284,49 +312,115 @@ def _same_shape(logits: Tensor, targets: Tensor) -> Tensor:
     return targets
 
 
-# As JSON, for files of adapters ----------------------------------------------------------------------------
+@dataclass(frozen=True)
+class PitchTarget:
+    """128 MIDI pitches per clip (NSynth). MARBLE v1 trains on other offsets, which change no accuracy (D20)."""
 
-_KINDS: dict[str, type[Any]] = {
-    "class": ClassTarget,
-    "key": KeyTarget,
-    "tags": TagsTarget,
-    "values": ValuesTarget,
-}
+    num_outputs = 128
+    per_frame = False
 
+    def encode(self, annotation: Pitch, grid: FrameGrid | None = None) -> Tensor:
+        return torch.tensor(annotation.midi)
 
-def target_to_json(target: Target) -> dict[str, Any]:
-    """`{"kind": ..., fields}`. ValueError for a kind of target that no file format knows."""
-    for kind, made in _KINDS.items():
-        if type(target) is made:
-            return {"kind": kind} | {k: list(v) for k, v in dataclasses.asdict(target).items()}  # type: ignore[call-overload]
-    raise ValueError(f"a {type(target).__name__} cannot be written as JSON")
+    def loss(self, logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Loss:
+        return _cross_entropy(logits, targets, valid)
 
+    def decode(self, logits: Tensor, context: ClipContext | None = None) -> Pitch:
+        return Pitch(int(logits.argmax()))
 
-def target_from_json(record: Any) -> Target:
-    """Inverse of `target_to_json`. ValueError naming the field that is missing, unknown or wrong."""
-    if not isinstance(record, dict):
-        raise ValueError(f"a target is a JSON object with a kind, got {record!r:.60}")
-    kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"'kind' of a target is one of {', '.join(_KINDS)}, got {kind!r:.60}")
-    names = [f.name for f in dataclasses.fields(_KINDS[kind])]
-    for problem, differing in (
-        ("lacks", set(names) - record.keys()),
-        ("has unknown", record.keys() - {"kind", *names}),
-    ):
-        if differing:
-            raise ValueError(f"a target of kind '{kind}' {problem} {', '.join(sorted(map(repr, differing)))}")
-    return _KINDS[kind](**{name: _checked_list(name, record[name]) for name in names})
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """By any of the rules of `windows.aggregate`."""
+        return aggregate(_windows(logits, self.num_outputs), rule)
+
+    def scores(self, logits: Tensor) -> dict[str, float]:
+        return _probabilities((str(Pitch(i)) for i in range(128)), logits)
 
 
-def _checked_list(name: str, values: Any) -> tuple[Any, ...]:
-    numbers = name in ("means", "deviations")
-    kinds = (int, float) if numbers else (str,)
-    if not isinstance(values, list) or not all(type(value) in kinds for value in values):
-        raise ValueError(
-            f"'{name}' of a target is a list of {'numbers' if numbers else 'texts'}, got {values!r:.60}"
-        )
-    try:
-        return tuple(map(float, values)) if numbers else tuple(values)
-    except OverflowError:
-        raise ValueError(f"'{name}' of a target has a number that is too large") from None
+@dataclass(frozen=True)
+class EmotionTarget:
+    """Arousal and valence per clip, learned as distance from the training mean in training deviations.
+
+    means, deviations: of arousal and valence; Emomusic's are those of its 619 development songs (benchmark, 4.8).
+    """
+
+    means: tuple[float, ...]
+    deviations: tuple[float, ...]
+    num_outputs = 2
+    per_frame = False
+
+    def __post_init__(self) -> None:
+        _ = self._values
+
+    @property
+    def _values(self) -> ValuesTarget:
+        return ValuesTarget(("arousal", "valence"), self.means, self.deviations)
+
+    def encode(self, annotation: Emotion, grid: FrameGrid | None = None) -> Tensor:
+        """-> `(2,)` float32 in deviations from the mean."""
+        return self._values.encode(Values({"arousal": annotation.arousal, "valence": annotation.valence}))
+
+    def loss(self, logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Loss:
+        """Squared error of both."""
+        return self._values.loss(logits, targets, valid)
+
+    def decode(self, logits: Tensor, context: ClipContext | None = None) -> Emotion:
+        return Emotion(**self.scores(logits))
+
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        return self._values.combine(logits, rule)
+
+    def scores(self, logits: Tensor) -> dict[str, float]:
+        return self._values.scores(logits)
+
+
+TEMPO_BINS = 300
+TEMPO_NEIGHBOURS = (1.0, 0.5, 0.5)  # at the label, one and two bins away (PETL)
+
+
+@dataclass(frozen=True)
+class TempoTarget:
+    """300 tempi per clip, 0 to 299 BPM: 1 at the rounded tempo, 0.5 at its neighbours one and two away (PETL).
+
+    A tempo above 299 is learned as 299; the metric knows the annotated one.
+
+    objective: the released code has no loss. "cross_entropy" against the normalised bins, or "bce" per bin.
+    """
+
+    objective: Literal["cross_entropy", "bce"] = "cross_entropy"
+    num_outputs = TEMPO_BINS
+    per_frame = False
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("cross_entropy", "bce"):
+            raise ValueError(f"objective is 'cross_entropy' or 'bce', got {self.objective!r}")
+
+    def encode(self, annotation: Tempo, grid: FrameGrid | None = None) -> Tensor:
+        """-> `(300,)` float32."""
+        label = min(round(annotation.bpm), TEMPO_BINS - 1)
+        bins = torch.zeros(TEMPO_BINS)
+        for distance, value in enumerate(TEMPO_NEIGHBOURS):
+            for place in (label - distance, label + distance):
+                if 0 <= place < TEMPO_BINS:
+                    bins[place] = value
+        return bins
+
+    def loss(self, logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Loss:
+        """One term per valid clip; "bce": per clip and bin."""
+        keep = torch.ones_like(targets[:, 0], dtype=torch.bool) if valid is None else valid
+        logits, targets = logits[keep], _same_shape(logits, targets)[keep]
+        if self.objective == "bce":
+            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            return Loss(loss, keep.sum() * TEMPO_BINS)
+        bins = targets / targets.sum(-1, keepdim=True)
+        return Loss(-(bins * logits.log_softmax(-1)).sum(), keep.sum())
+
+    def decode(self, logits: Tensor, context: ClipContext | None = None) -> Tempo:
+        """`(300,)` logits -> the highest local maximum of the smoothed probabilities, to 0.001 BPM."""
+        return tempo_from_bins(logits.detach().cpu().double().softmax(-1).numpy())
+
+    def combine(self, logits: Tensor, rule: Aggregation = "probability_mean") -> Tensor:
+        """By any of the rules of `windows.aggregate`."""
+        return aggregate(_windows(logits, self.num_outputs), rule)
+
+    def scores(self, logits: Tensor) -> dict[str, float]:
+        return _probabilities((f"{bpm} BPM" for bpm in range(TEMPO_BINS)), logits)

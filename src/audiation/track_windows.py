@@ -20,17 +20,20 @@ from audiation.adapted import AdaptedModel, Stage
 from audiation.audio import AudioError, audio_info, content_hash
 from audiation.output_cache import CachePlan, Clip, Crops, OutputCache, Prepared, load_window
 from audiation.training import TrainConfig
+from audiation.windows import Window, WindowPolicy
 
 SUBSTITUTES = 16  # tries to find a readable recording in place of one that is not
 
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled recording."""
+    """A labelled recording. span_seconds: (start, end) of the part that is the track; None: the whole file. Times of
+    the annotation count from its start."""
 
     track_id: str
     path: Path
     annotation: Any
+    span_seconds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,29 +49,40 @@ class Unused:
 class Recording:
     """A readable recording and where its windows may lie.
 
-    num_samples: of the whole file at the backbone's rate. window_samples: of one window, at most all of them.
+    num_samples: of the track at the backbone's rate. window_samples: of one window, at most all of them.
+    first_sample: where the track begins in its file.
+    target: encoded, where one value holds for every window; None for targets that answer per frame.
     """
 
     example: Example
     content: str
     num_samples: int
     window_samples: int
-    target: Tensor = field(repr=False)
+    target: Tensor | None = field(repr=False)
+    first_sample: int = 0
 
     @property
     def is_longer_than_a_window(self) -> bool:
         return self.num_samples > self.window_samples
 
-    def window(self, number: int) -> Clip:
-        """Window `number` of those that follow one another from the beginning."""
-        return self.clip(number * self.window_samples)
-
     @property
     def num_windows(self) -> int:
+        """Windows that follow one another from the beginning; a rest is dropped."""
         return self.num_samples // self.window_samples
 
-    def clip(self, start_sample: int) -> Clip:
-        return Clip(self.example.path, self.content, start_sample, self.window_samples)
+    def windows(self, policy: WindowPolicy) -> list[Window]:
+        """Those that an answer is made of."""
+        return policy.windows(self.num_samples, self.window_samples)
+
+    def clip(self, window: Window) -> Clip:
+        """Where a window of the track lies in its file."""
+        return Clip(
+            self.example.path,
+            self.content,
+            self.first_sample + window.start_sample,
+            window.num_samples + window.num_zeros,
+            window.num_zeros,
+        )
 
 
 def readable_recordings(
@@ -81,14 +95,16 @@ def readable_recordings(
             info = audio_info(example.path)
             num_samples = (2 * info.num_frames * rate + info.sample_rate_hz) // (2 * info.sample_rate_hz)
             content = content_hash(example.path)
+            first_sample = 0
+            if example.span_seconds is not None:
+                start, end = (min(num_samples, max(0, round(t * rate))) for t in example.span_seconds)
+                first_sample, num_samples = start, end - start
         except AudioError as error:
             unused.append(Unused(example.track_id, split, str(error)))
             continue
         if num_samples < backbone.min_samples:
-            least = backbone.min_samples / rate
-            unused.append(
-                Unused(example.track_id, split, f"lasts {info.duration_seconds:.3f} s, needs {least:.3f} s")
-            )
+            lasts, least = num_samples / rate, backbone.min_samples / rate
+            unused.append(Unused(example.track_id, split, f"lasts {lasts:.3f} s, needs {least:.3f} s"))
             continue
         window = num_samples
         if model.crop_seconds is not None:
@@ -98,20 +114,22 @@ def readable_recordings(
                 f"{backbone.name} needs windows of at least {backbone.min_samples / rate:.3f} s, got "
                 f"crop_seconds={model.crop_seconds}"
             )
-        found.append(
-            Recording(example, content, num_samples, window, model.target.encode(example.annotation))
-        )
+        # Frames are encoded window by window; here only so that a bad label is found before training.
+        encoded = model.target.encode(example.annotation, model.frame_grid(window))
+        target = encoded if model.frames is None else None
+        found.append(Recording(example, content, num_samples, window, target, first_sample))
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
     """groups: windows of one length each, decoded `(B, S)` or prepared by the cache; together in the order of `names`
-    and `targets`."""
+    and `targets`. valid: `(B, T)`, which frames of the targets are no padding; None where there are no frames."""
 
     groups: tuple[Tensor | Prepared, ...]
     targets: Tensor
     names: tuple[str, ...]
+    valid: Tensor | None = None
 
     def inputs(self, cache: OutputCache | None, device: torch.device) -> tuple[list[Tensor], Stage]:
         """What the model takes, and at which stage."""
@@ -146,7 +164,7 @@ class WindowBatches:
         plan: CachePlan,
         unused: list[Unused],
     ) -> None:
-        self.recordings, self.config, self.drawn = recordings, config, crops
+        self.recordings, self.model, self.config, self.drawn = recordings, model, config, crops
         self.cache = plan.cache if plan.training_crops is not None else None
         self.crops: Crops = plan.training_crops or "fixed"
         self.rate = model.backbone.sample_rate_hz
@@ -164,11 +182,26 @@ class WindowBatches:
         for one in chosen:
             groups.setdefault(one.clip.num_samples, []).append(one)
         ordered = [one for group in groups.values() for one in group]
+        encoded = [self._target(one) for one in ordered]
+        valid = None
+        if self.model.frames is not None:
+            lengths = torch.tensor([len(target) for target in encoded])
+            valid = torch.arange(int(lengths.max())) < lengths[:, None]
         return MicroBatch(
             tuple(_joined([one.loaded for one in group], self.cache) for group in groups.values()),
-            torch.stack([one.recording.target for one in ordered]),
+            torch.nn.utils.rnn.pad_sequence(encoded, batch_first=True)
+            if valid is not None
+            else torch.stack(encoded),
             tuple(str(one.clip.path) for one in ordered),
+            valid,
         )
+
+    def _target(self, one: _Chosen) -> Tensor:
+        """What the loss compares a window with; frames have times of the whole track."""
+        if one.recording.target is not None:
+            return one.recording.target
+        grid = self.model.frame_grid(one.window.num_samples, one.window.start_sample / self.rate)
+        return self.model.target.encode(one.recording.example.annotation, grid)
 
     def _example(self, position: int) -> _Chosen:
         """The example at a place in the endless row of epochs; where it cannot be read, another of its epoch."""
@@ -177,9 +210,12 @@ class WindowBatches:
         place = position % total
         for _ in range(SUBSTITUTES):
             recording = self.recordings[self._order(position // total)[place]]
-            clip = self._window(recording, draw)
+            window = self._window(recording, draw)
+            clip = recording.clip(window)
             try:
-                return _Chosen(recording, clip, load_windows([clip], self.cache, self.rate, self.crops))
+                return _Chosen(
+                    recording, window, clip, load_windows([clip], self.cache, self.rate, self.crops)
+                )
             except AudioError as error:
                 self._report(recording, error)
                 place = draw.randrange(total)
@@ -188,13 +224,16 @@ class WindowBatches:
             "Check the files, or leave them out."
         )
 
-    def _window(self, recording: Recording, draw: random.Random) -> Clip:
+    def _window(self, recording: Recording, draw: random.Random) -> Window:
+        size = recording.window_samples
         if not recording.is_longer_than_a_window:
-            return recording.clip(0)
+            return Window(0, size)
         if self.drawn == "fixed":
-            return recording.window(draw.randrange(recording.num_windows))
-        places = (recording.num_samples - recording.window_samples) // self.step_samples
-        return recording.clip(draw.randint(0, places) * self.step_samples)
+            return Window(draw.randrange(recording.num_windows) * size, size)
+        # Crops of a kept output begin where frames of the file do.
+        first = -recording.first_sample % self.step_samples
+        places = (recording.num_samples - size - first) // self.step_samples
+        return Window(first + draw.randint(0, places) * self.step_samples if places >= 0 else 0, size)
 
     def _permutation(self, epoch: int) -> list[int]:
         order = list(range(len(self.recordings)))
@@ -211,6 +250,7 @@ class WindowBatches:
 @dataclass(frozen=True)
 class _Chosen:
     recording: Recording
+    window: Window
     clip: Clip
     loaded: Any
 

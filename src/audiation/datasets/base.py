@@ -33,6 +33,11 @@ class Track:
     split: str
     group: str = ""
 
+    @property
+    def span_seconds(self) -> tuple[float, float] | None:
+        """(start, end) of the part of the file that is the track; None: all of it. Annotations count from its start."""
+        return None
+
     def load(
         self, sample_rate_hz: int, start_seconds: float = 0.0, duration_seconds: float | None = None
     ) -> Tensor:
