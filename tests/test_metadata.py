@@ -149,7 +149,7 @@ def test_only_https_and_redirects_may_not_leave_it():
     with pytest.raises(ValueError, match="https only"):
         read_metadata_file(MetadataFile("a", "http://official/a", 1, "0"), open_url=no_network)
     request = urllib.request.Request("https://official/a")
-    handler = metadata._HttpsOnly()
+    handler = metadata.HttpsOnly()
     followed = handler.redirect_request(request, None, 302, "", {}, "https://elsewhere/a")
     assert followed.full_url == "https://elsewhere/a"
     with pytest.raises(urllib.error.URLError, match="not https"):

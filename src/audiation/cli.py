@@ -337,6 +337,47 @@ def demo(workers: int = 2) -> None:
     run_demo(workers=workers)
 
 
+def datasets(
+    action: tyro.conf.Positional[Literal["list", "get", "verify", "match"]],
+    name: tyro.conf.Positional[str | None] = None,
+    /,
+    data_root: Path | None = None,
+    metadata_root: Path | None = None,
+    audio: Path | None = None,
+    yes: bool = False,
+) -> None:
+    """Say what data sets there are, fetch one, check one, or match your own files to its annotations.
+
+    list: sizes, licences, and whether the files can be fetched. get: fetch from the official place, resumed after a
+    stop and checked; size and licence are shown first. verify: what is missing or differs, the exit code is then 1.
+    match: for data sets that come without audio (harmonix, hooktheory): find the recordings among your files, estimate
+    by onset correlation how far they are shifted, and write offsets.csv, which the reader uses.
+
+    Args:
+        action: list, get, verify or match.
+        name: data set as in `audiation datasets list`, with variants as in gtzan:jazz_00054=drop.
+        data_root: folder with one folder per data set (default: $AUDIATION_DATA_ROOT).
+        metadata_root: folder with local copies of official split and annotation files.
+        audio: for match: folder with your files.
+        yes: for get: do not ask.
+    """
+    from audiation import dataset_commands
+
+    if action == "list":
+        dataset_commands.list_datasets()
+    elif name is None:
+        raise ValueError(f"datasets {action} needs a name from `audiation datasets list`")
+    elif action == "get":
+        dataset_commands.get(name, data_root, agreed=yes)
+    elif action == "verify":
+        if dataset_commands.verify(name, data_root, metadata_root):
+            sys.exit(1)
+    elif audio is None:
+        raise ValueError("datasets match needs --audio FOLDER, with your recordings")
+    else:
+        dataset_commands.match(name, audio, data_root, metadata_root)
+
+
 def main() -> None:
     """Entry point of `audiation`. User errors print one message and exit with 2."""
     if sys.argv[1:] == ["--version"]:
@@ -349,6 +390,7 @@ def main() -> None:
             {
                 "demo": demo,
                 "list": list_,
+                "datasets": datasets,
                 "extract": extract,
                 "evaluate": evaluate,
                 "adapt": adapt,

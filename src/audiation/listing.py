@@ -59,7 +59,8 @@ def _datasets() -> tuple[list[list[str]], list[str]]:
     rows = []
     for name in DATASETS:
         info = DATASETS[name].info
-        rows.append([name, info.title, info.size, info.licence, _yes(info.commercial_use), info.where])
+        get = "audiation datasets get" if info.downloads else info.where
+        rows.append([name, info.title, info.size, info.licence, _yes(info.commercial_use), get])
     return rows, ["name", "what it is", "size", "licence", "commercial use", "where"]
 
 

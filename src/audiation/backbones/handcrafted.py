@@ -1,8 +1,8 @@
 """Hand-crafted representations: what a score of a learned one has to be compared with. Nothing is trained.
 
 `chroma` (72) and `mfcc` (120) are the two baselines of Castellon, Donahue & Liang (2021): a librosa feature
-and its first and second difference over time, each summarised by mean and deviation. `chroma-frames` and
-`logmel-frames` keep the frames, for questions that have an answer per frame.
+and its first and second difference over time, each summarised by mean and deviation. `chroma-frames`,
+`logmel-frames` and `onset-frames` keep the frames, for questions that have an answer per frame.
 
 Shape letters: `S` samples, `T` frames, `D` width.
 """
@@ -29,6 +29,10 @@ CQT_OCTAVES = 7
 NUM_CHROMA = 12
 NUM_MEL_BANDS = 128
 NUM_MFCC = 20
+NUM_ONSET_BANDS = 24
+ONSET_CONTEXT_FRAMES = (
+    3  # to either side, 70 ms: a head that sees one frame at a time hears the attack around it
+)
 # librosa up to 0.8, which gave the published numbers, padded by reflection. Later ones pad with zeros, which
 # moves the first and last frames a lot (MFCC by up to 29).
 PAD_MODE: Final = "reflect"
@@ -143,6 +147,26 @@ def logmel_frames(clip: np.ndarray) -> np.ndarray:
     return librosa.power_to_db(power)
 
 
+def onset_frames(clip: np.ndarray) -> np.ndarray:
+    """`(S,)` -> `(168, T)`: by how many decibels each of 24 mel bands rose since the frame before, of each frame and
+    the three to either side of it (spectral flux: Bello et al. 2005, band by band). Silence before and behind."""
+    import librosa
+
+    power = librosa.feature.melspectrogram(
+        y=clip,
+        sr=SAMPLE_RATE_HZ,
+        n_fft=FFT_SAMPLES // 2,
+        hop_length=HOP_SAMPLES,
+        n_mels=NUM_ONSET_BANDS,
+        pad_mode=PAD_MODE,
+    )
+    decibels = librosa.power_to_db(power)
+    rises = np.maximum(np.diff(decibels, axis=1, prepend=decibels[:, :1]), 0.0) / 10.0
+    padded = np.pad(rises, ((0, 0), (ONSET_CONTEXT_FRAMES, ONSET_CONTEXT_FRAMES)))
+    num_frames = rises.shape[1]
+    return np.concatenate([padded[:, i : i + num_frames] for i in range(2 * ONSET_CONTEXT_FRAMES + 1)])
+
+
 def mfcc_frames(clip: np.ndarray) -> np.ndarray:
     """`(S,)` -> `(20, T)`: the first 20 coefficients of the orthonormal DCT of `logmel_frames`, no lifter."""
     import librosa
@@ -210,4 +234,11 @@ _register(
 _register("chroma-frames", "pitch-class energy, 12-d at 43.07 Hz", chroma_frames, NUM_CHROMA, False)
 _register(
     "logmel-frames", "log-mel spectrum in decibels, 128-d at 43.07 Hz", logmel_frames, NUM_MEL_BANDS, False
+)
+_register(
+    "onset-frames",
+    "rises of 24 mel bands around each frame, 168-d at 43.07 Hz",
+    onset_frames,
+    NUM_ONSET_BANDS * (2 * ONSET_CONTEXT_FRAMES + 1),
+    False,
 )

@@ -212,7 +212,7 @@ def _advice(where: Path | str) -> str:
 # Fetching ------------------------------------------------------------------------------------------------
 
 
-class _HttpsOnly(urllib.request.HTTPRedirectHandler):
+class HttpsOnly(urllib.request.HTTPRedirectHandler):
     """A redirect may not leave https."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
@@ -224,7 +224,7 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 def open_https(url: str) -> BinaryIO:
     """The body of an https URL as a stream; urllib's errors pass through."""
     request = urllib.request.Request(url, headers={"User-Agent": "audiation"})
-    return urllib.request.build_opener(_HttpsOnly).open(request, timeout=STALL_SECONDS)
+    return urllib.request.build_opener(HttpsOnly).open(request, timeout=STALL_SECONDS)
 
 
 def _fetch(url: str, max_bytes: int, put: str, open_url: OpenUrl | None) -> bytes:
