@@ -44,10 +44,10 @@ def four_in_a_bar(bpm=120.0, seconds=12.0, first=0.3):
 
 
 def sure(encoded, outputs):
-    """Encoded beats as the logits of a model that has learned them: `(T, C)`."""
+    """Encoded beats as the logits of a model that has learned them, and is never quite sure: `(T, C)`."""
     if outputs == "three_class":
-        return F.one_hot(encoded, 3).float() * 16 - 8
-    return encoded.clamp(0.0005, 0.9995).logit()
+        return (F.one_hot(encoded, 3) * 0.85 + 0.05).log()
+    return encoded.clamp(0.05, 0.9).logit()
 
 
 # Beats ---------------------------------------------------------------------------------------------------
@@ -68,11 +68,14 @@ def test_the_frame_of_a_beat_is_the_nearest_one_half_way_to_the_even_one():
 @pytest.mark.parametrize("outputs", ["beat", "beat_downbeat", "three_class"])
 def test_decoded_beats_lie_within_half_a_frame_and_have_their_positions(outputs, decoder, rate):
     beats = four_in_a_bar()
-    target = BeatTarget(outputs, decoder=decoder)
+    # Several states observe a beat, so a model that is sure of one frame only is no good input for the DBN.
+    widening = (0.5, 0.25) if outputs == "beat_downbeat" else ()
+    target = BeatTarget(outputs, widening, decoder=decoder)
     where = grid(12.0, rate)
     decoded = target.decode(sure(target.encode(beats, where), outputs), ClipContext(where))
     assert len(decoded.times_seconds) == len(beats.times_seconds)
-    assert np.abs(decoded.times_seconds - beats.times_seconds).max() <= 0.5 / rate + 1e-9
+    tolerance = (1.0 if widening else 0.5) / rate  # widened, the neighbour of a beat is a peak of its own for a state
+    assert np.abs(decoded.times_seconds - beats.times_seconds).max() <= tolerance + 1e-9
     known = decoded.positions == (0 if outputs == "beat" else beats.positions)
     if decoder == "dbn" or outputs == "beat":
         assert known.all()

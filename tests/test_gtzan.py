@@ -9,7 +9,17 @@ import soundfile
 
 from audiation.annotations import Key, Label
 from audiation.datasets import DATASETS, metadata
-from audiation.datasets.gtzan import GENRES, KEY_FOLDER, SPLIT_LISTS, parse_lerch_key
+from audiation.datasets.annotation_files import AnnotationError
+from audiation.datasets.gtzan import SPLIT_LISTS
+from audiation.datasets.gtzan_annotations import (
+    BEATS_FOLDER,
+    GENRES,
+    KEY_FOLDER,
+    TEMPO_FOLDER,
+    parse_beats,
+    parse_bpm,
+    parse_lerch_key,
+)
 from audiation.datasets.metadata import MetadataError, MetadataUnavailableError, read_metadata_folder
 from audiation.evaluation import Run, evaluate
 
@@ -238,7 +248,7 @@ def test_every_key_number_is_another_key():
 
 @pytest.mark.parametrize("content", [b"", b"24", b"-2", b"A major", b"1 2", b"\xff", "٣".encode()])
 def test_a_key_file_with_anything_else_is_refused(content):
-    with pytest.raises(ValueError, match=r"^here: a key is one integer from -1 to 23"):
+    with pytest.raises(AnnotationError, match=r"^here, line 1: a key is one integer from -1 to 23"):
         parse_lerch_key(content, "here")
 
 
@@ -256,6 +266,96 @@ def test_key_annotations_below_the_metadata_root_must_be_the_published_ones(orig
     data = load(original, metadata_root=tmp_path / "official")
     with pytest.raises(MetadataError, match="8 of 1000 files"):
         data.tracks[0].key  # noqa: B018
+
+
+# Tempo and beats ------------------------------------------------------------------------------------------
+
+
+def make_tempo_beat(folder):
+    """As the repository has them; no files for classical."""
+    for genre in GENRES:
+        for i in range(3):
+            if genre != "classical":
+                (folder / "tempo").mkdir(parents=True, exist_ok=True)
+                (folder / "beats").mkdir(exist_ok=True)
+                (folder / "tempo" / f"gtzan_{genre}_{i:05d}.bpm").write_text("1.263900000000000006e+02\n")
+                rows = "0.25\t4\n0.75\t1\n1.25\t2\n30.1\t3\n"
+                (folder / "beats" / f"gtzan_{genre}_{i:05d}.beats").write_text(rows)
+    (folder / "tempo" / "gtzan_blues_00000.bpm").write_text("126.39")
+    (folder / "beats" / "gtzan_jazz_00002.beats").write_bytes(b"0.25\r\n0.75\r\n")
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+@pytest.mark.parametrize("name", ["gtzan_tempo_beat", "gtzan_tempo_beat-main"])
+def test_tempo_and_beats_of_a_clone_in_the_data_folder(original, name):
+    make_tempo_beat(original / name)
+    tracks = {t.track_id: t for t in load(original).tracks}
+    assert tracks["blues.00000"].tempo.bpm == tracks["rock.00002"].tempo.bpm == 126.39
+    assert tracks["blues.00000"].beats.times_seconds.tolist() == [0.25, 0.75, 1.25, 30.1]
+    assert tracks["blues.00000"].beats.positions.tolist() == [4, 1, 2, 3]
+    assert tracks["jazz.00002"].beats.positions.tolist() == [0, 0]
+    assert tracks["classical.00001"].tempo is tracks["classical.00001"].beats is None
+    assert load(original).verify()[-2:] == [
+        f"{original / name / 'tempo'} is not as published (27 of 999 files)",
+        f"{original / name / 'beats'} is not as published (27 of 999 files)",
+    ]
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+def test_tempo_and_beats_are_not_fetched_from_a_branch(original):
+    track = load(original).tracks[0]
+    with pytest.raises(MetadataUnavailableError, match=r"commit fd9cafd.*DIR/gtzan_tempo_beat/tempo"):
+        track.tempo  # noqa: B018
+    with pytest.raises(MetadataUnavailableError, match=r"commit fd9cafd.*DIR/gtzan_tempo_beat/beats"):
+        track.beats  # noqa: B018
+
+
+@pytest.mark.filterwarnings(BAD_FILE)
+def test_tempo_below_the_metadata_root_must_be_the_published_one(original, tmp_path):
+    make_tempo_beat(tmp_path / "official" / "gtzan_tempo_beat")
+    with pytest.raises(MetadataError, match="27 of 999 files"):
+        load(original, metadata_root=tmp_path / "official").tracks[0].tempo  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.bpm, line 1: one number of beats per minute was expected, got 0 lines"),
+        (b"120\n\n121\n", "a.bpm, line 3: one number of beats per minute was expected, got 2 lines"),
+        (b"nan", "a.bpm, line 1: a number from 10 to 1000 was expected, got 'nan'"),
+        (b"0.0", "a.bpm, line 1: a number from 10 to 1000"),
+        (b"1e300", "a.bpm, line 1: a number from 10 to 1000"),
+        (b"\xff120", "a.bpm, line 1: not UTF-8"),
+        (b"1\x0020", "a.bpm, line 1: holds a NUL"),
+    ],
+)
+def test_a_bad_tempo_file_is_refused_with_file_and_line(content, message):
+    with pytest.raises(AnnotationError) as caught:
+        parse_bpm(content, "a.bpm")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.beats, line 1: beats were expected"),
+        (b"0.5\t1\n1.0\n", "a.beats, line 2: every row has a beat number or none has"),
+        (b"0.5\n1.0\t1\n", "a.beats, line 2: every row has a beat number or none has"),
+        (b"0.5\t1\t1\n", "a.beats, line 1: every row has a beat number or none has"),
+        (b"0.5\t1\n0.5\t2\n", "a.beats, line 2: beat times must increase"),
+        (b"-0.5\t1\n", "a.beats, line 1: a number from 0 to 86400"),
+        (b"1e9\t1\n", "a.beats, line 1: a number from 0 to 86400"),
+        (b"nan\t1\n", "a.beats, line 1: a number"),
+        (b"0.5\t0\n", "a.beats, line 1: a number from 1 to 64"),
+        (b"0.5\t1.5\n", "a.beats, line 1: a whole number"),
+        (b"0.5\t1\n\xe4\t2\n", "a.beats, line 2: not UTF-8"),
+        (b"".join(b"%d\n" % i for i in range(20_001)), "a.beats, line 20001: more than 20000 lines"),
+    ],
+)
+def test_a_bad_beats_file_is_refused_with_file_and_line(content, message):
+    with pytest.raises(AnnotationError) as caught:
+        parse_beats(content, "a.beats")
+    assert str(caught.value).startswith(message)
 
 
 # Official files ------------------------------------------------------------------------------------------
@@ -310,6 +410,30 @@ def test_official_keys(real_metadata, silent_gtzan):
     assert len(keys) == 1000 and sum(k is not None for k in keys.values()) == 837
     unlabelled = {g: sum(k is None and n.startswith(g + "/") for n, k in keys.items()) for g in GENRES}
     assert unlabelled["classical"] == 100 and unlabelled["jazz"] == 21 and unlabelled["country"] == 1
+
+
+def test_official_tempo_and_beats(real_metadata, silent_gtzan):
+    tempos = {
+        name: parse_bpm(content, name).bpm
+        for name, content in read_metadata_folder(TEMPO_FOLDER, real_metadata).items()
+    }
+    beats = {
+        name: parse_beats(content, name)
+        for name, content in read_metadata_folder(BEATS_FOLDER, real_metadata).items()
+    }
+    assert len(tempos) == len(beats) == 999
+    assert "gtzan_reggae_00086.bpm" not in tempos
+    assert (round(min(tempos.values()), 2), round(max(tempos.values()), 2)) == (37.72, 321.64)
+    assert sorted(name for name, b in beats.items() if not b.positions.any()) == [
+        f"gtzan_jazz_{i:05d}.beats" for i in (3, 9, 10, 14, 18, 20)
+    ]
+    assert all((b.positions > 0).all() for b in beats.values() if b.positions.any())
+    assert sum(len(b.times_seconds) for b in beats.values()) == 59_558
+    data = load(silent_gtzan, metadata_root=real_metadata)
+    for split, count in (("train", 443), ("valid", 197), ("test", 290)):
+        tracks = data.split(split)
+        assert sum(t.tempo is not None for t in tracks) == count
+        assert sum(t.beats is not None for t in tracks) == count
 
 
 def test_official_lists_copied_into_the_data_folder_are_recognised(real_metadata, silent_gtzan):

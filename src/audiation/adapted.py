@@ -178,7 +178,7 @@ def answer_track(
         outputs += out.float().cpu().unbind()
         windows += [window for window, _ in batch]
     if not windows:
-        raise AudioError(f"{os.fspath(path)}: no window is long enough for the rule '{model.policy.name}'")
+        raise AudioError(path, f"no window is long enough for the rule '{model.policy.name}'")
     starts = tuple(window.start_sample / rate for window in windows)
     durations = tuple(window.num_samples / rate for window in windows)
     combined, grid = combine_windows(model, windows, outputs)

@@ -33,7 +33,8 @@ from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import Metric, undefined_tags
 from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
-from audiation.protocols import PROTOCOLS, AdaptProtocol, Protocol
+from audiation.protocols import PROTOCOLS, AdaptProtocol, AnyProtocol, Protocol, SeparationProtocol
+from audiation.separation_evaluation import judge_separation
 from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore
 from audiation.targets import ClipTarget, KeyTarget, clip_target
@@ -121,6 +122,10 @@ def evaluate(
     model_place = None if model_out is None else Path(model_out)
     if model_place is not None:
         check_place(model_place)
+        if run.task in TASKS and TASKS[run.task].task_type == "separation":
+            raise ValueError(
+                "masks of source separation cannot be written as a model yet; leave model_out out"
+            )
     task, protocol, method = TASKS[run.task], PROTOCOLS[run.protocol], parse_method(run.method)
     _check_choices(run, protocol, method)
     _check_task(task, protocol)
@@ -138,7 +143,12 @@ def evaluate(
     )
     parameters = inject(backbone, method, torch.Generator().manual_seed(run.seed))
     trunk_hash, trunk_source = backbone.weights_hash, backbone.weights_source
-    if isinstance(protocol, AdaptProtocol):
+    if isinstance(protocol, SeparationProtocol):
+        outcome = judge_separation(
+            backbone, task, protocol, splits, split_hash, train=run.train, layer=run.layer, seed=run.seed,
+            device=device, progress=report,
+        )  # fmt: skip
+    elif isinstance(protocol, AdaptProtocol):
         outcome = judge_adapted(
             backbone, task, protocol, splits, split_hash, train=run.train, layer=run.layer, seed=run.seed,
             device=device, progress=report, model_out=model_place,
@@ -190,8 +200,18 @@ def _undefined(references: list[Any]) -> dict[str, list[str]]:
     }
 
 
-def _check_task(task: Task, protocol: Protocol | AdaptProtocol) -> None:
-    """ValueError for a question that a protocol of stored features cannot be asked."""
+def _check_task(task: Task, protocol: AnyProtocol) -> None:
+    """ValueError for a question that a protocol has no answer to."""
+    if (task.task_type == "separation") != isinstance(protocol, SeparationProtocol):
+        able = ", ".join(
+            name
+            for name in PROTOCOLS
+            if isinstance(PROTOCOLS[name], SeparationProtocol) == (task.task_type == "separation")
+        )
+        raise ValueError(
+            f"protocol '{protocol.name}' cannot be asked '{task.name}', whose answers are of another sort. Use one of: "
+            f"{able}."
+        )
     if isinstance(protocol, Protocol) and task.target.per_frame:
         able = ", ".join(name for name in PROTOCOLS if isinstance(PROTOCOLS[name], AdaptProtocol))
         raise ValueError(
@@ -200,9 +220,9 @@ def _check_task(task: Task, protocol: Protocol | AdaptProtocol) -> None:
         )
 
 
-def _check_choices(run: Run, protocol: Protocol | AdaptProtocol, method: Any) -> None:
+def _check_choices(run: Run, protocol: AnyProtocol, method: Any) -> None:
     """ValueError for choices of a run that its protocol has no place for."""
-    if isinstance(protocol, AdaptProtocol):
+    if isinstance(protocol, AdaptProtocol | SeparationProtocol):
         return
     if method.trains_backbone:
         able = ", ".join(name for name in PROTOCOLS if isinstance(PROTOCOLS[name], AdaptProtocol))

@@ -17,9 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiation import decoding
 from audiation.annotations import Beats, Key, Segments
 from audiation.chord_labels import majmin_class
+from audiation.decoding import (
+    chords_from_frames,
+    decode_beats_dbn,
+    decode_downbeats_dbn,
+    key_from_frames,
+    peak_pick_beats,
+    sections_from_frames,
+)
 from audiation.frames import FrameGrid, values_at
 from audiation.targets import ClipContext
 from audiation.training import Loss
@@ -159,7 +166,7 @@ class BeatTarget:
 
     def _by_peaks(self, logits: Tensor, grid: FrameGrid) -> Beats:
         beats, downbeats = self._activations(logits)
-        return decoding.peak_pick_beats(
+        return peak_pick_beats(
             _logit(beats), None if downbeats is None else _logit(downbeats), frame_rate_hz=grid.frame_rate_hz
         )
 
@@ -167,13 +174,13 @@ class BeatTarget:
         rate = grid.frame_rate_hz
         beats, downbeats = self._activations(logits)
         if downbeats is None:
-            return decoding.decode_beats_dbn(beats, frame_rate_hz=rate)
+            return decode_beats_dbn(beats, frame_rate_hz=rate)
         if self.decoder == "dbn":
             both = np.stack([np.maximum(beats - downbeats, 0.0), downbeats], axis=1)
-            return decoding.decode_downbeats_dbn(both, frame_rate_hz=rate, beats_per_bar=self.beats_per_bar)
+            return decode_downbeats_dbn(both, frame_rate_hz=rate, beats_per_bar=self.beats_per_bar)
         slowest, fastest = (18, 72) if self.decoder == "dbn_beats_18_72" else (55, 215)
-        found = decoding.decode_beats_dbn(beats, frame_rate_hz=rate)
-        bars = decoding.decode_beats_dbn(downbeats, frame_rate_hz=rate, min_bpm=slowest, max_bpm=fastest)
+        found = decode_beats_dbn(beats, frame_rate_hz=rate)
+        bars = decode_beats_dbn(downbeats, frame_rate_hz=rate, min_bpm=slowest, max_bpm=fastest)
         return _with_downbeats(found.times_seconds, bars.times_seconds)
 
 
@@ -230,7 +237,7 @@ class ChordTarget:
     def decode(self, logits: Tensor, context: ClipContext | None = None) -> Segments:
         """`(T, 25)` logits -> runs of equal chords, 'C:maj', 'A:min', 'N'."""
         grid = _context_grid(context, logits)
-        return decoding.chords_from_frames(
+        return chords_from_frames(
             logits.argmax(-1).cpu().numpy(),
             frame_rate_hz=grid.frame_rate_hz,
             first_frame_seconds=grid.first_frame_seconds,
@@ -272,7 +279,7 @@ class KeyFramesTarget:
     def decode(self, logits: Tensor, context: ClipContext | None = None) -> Key:
         """Mean of the frames' probabilities, "none" left out, the most probable key (the paper does not say)."""
         _context_grid(context, logits)
-        return decoding.key_from_frames(logits.detach().cpu().double().softmax(-1).numpy())
+        return key_from_frames(logits.detach().cpu().double().softmax(-1).numpy())
 
 
 # Sections --------------------------------------------------------------------------------------------------
@@ -324,7 +331,7 @@ class SectionTarget:
         """`(T, C)` logits -> sections between the peaks of the boundary curve, each with its most probable function."""
         grid = _context_grid(context, logits)
         logits = logits.detach().cpu().double()
-        return decoding.sections_from_frames(
+        return sections_from_frames(
             logits[:, :-1].softmax(-1).numpy(),
             logits[:, -1].sigmoid().numpy(),
             self.sections,

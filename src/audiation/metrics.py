@@ -241,44 +241,57 @@ def _macro_over_tags(name: str, score: str, undefined: Literal["skip", "zero"]) 
 
 
 class _RankedTags:
-    """Tracks sorted by score, tag by tag, once; then scores for any weights of the tracks in linear time."""
+    """Tracks sorted by score, tag by tag, once; then scores for any weights of the tracks, in two passes over them and
+    a few over the positives."""
 
     def __init__(self, truth: np.ndarray, scores: np.ndarray) -> None:
         """truth, scores: `(N, C)`."""
-        self._order = np.argsort(-scores, axis=0, kind="stable").T.copy()  # (C, N)
-        rows = np.arange(truth.shape[1])[:, None]
-        self._positive = truth.T[rows, self._order]
-        ranked = scores.T[rows, self._order]
-        # The last of equal scores: a threshold cannot lie between them.
-        self._last = np.ones(ranked.shape, dtype=bool)
-        self._last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
-
-    def _counts(self, weights: np.ndarray, tag: int) -> tuple[np.ndarray, np.ndarray]:
-        """True and false positives at each threshold."""
-        ranked = weights[self._order[tag]]
-        true = np.cumsum(ranked * self._positive[tag])[self._last[tag]]
-        every = np.cumsum(ranked)[self._last[tag]]
-        return true, every - true
+        self._tags = [_RankedTag(t, s) for t, s in zip(truth.T, scores.T, strict=True)]
 
     def average_precisions(self, weights: np.ndarray) -> np.ndarray:
         """`(C,)`, nan for a tag without positives."""
-        found = np.full(len(self._order), np.nan)
-        for tag in range(len(found)):
-            true, false = self._counts(weights, tag)
-            if true[-1] > 0:
-                precision = true / np.maximum(true + false, 1e-300)
-                found[tag] = np.diff(true, prepend=0.0) @ precision / true[-1]
-        return found
+        return np.array([tag.average_precision(weights) for tag in self._tags])
 
     def roc_aucs(self, weights: np.ndarray) -> np.ndarray:
         """`(C,)`, nan for a tag without positives or without negatives."""
-        found = np.full(len(self._order), np.nan)
-        for tag in range(len(found)):
-            true, false = self._counts(weights, tag)
-            if true[-1] > 0 and false[-1] > 0:
-                heights = true + np.concatenate([[0.0], true[:-1]])
-                found[tag] = 0.5 * np.diff(false, prepend=0.0) @ heights / (true[-1] * false[-1])
-        return found
+        return np.array([tag.roc_auc(weights) for tag in self._tags])
+
+
+class _RankedTag:
+    """`P` positives among N tracks; tracks of equal score are one group, which no threshold can part."""
+
+    def __init__(self, truth: np.ndarray, scores: np.ndarray) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ranked = scores[self._order]
+        first = np.flatnonzero(np.diff(ranked, prepend=np.inf))  # first place of each group
+        group = np.searchsorted(first, np.flatnonzero(truth[self._order]), side="right") - 1
+        self._positives = self._order[np.flatnonzero(truth[self._order])]
+        self._group_start = first[group]  # places before the group of each positive
+        self._group_end = np.append(first[1:], len(ranked))[group]
+        self._positives_before = np.searchsorted(group, group, side="left")
+        self._positives_to_end = np.searchsorted(group, group, side="right")
+
+    def _sums(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights of the positives `(P,)`; sums over the first of them `(P + 1,)`; over the first places `(N + 1,)`."""
+        own = weights[self._positives]
+        return own, np.append(0.0, np.cumsum(own)), np.append(0.0, np.cumsum(weights[self._order]))
+
+    def average_precision(self, weights: np.ndarray) -> float:
+        own, true, every = self._sums(weights)
+        if not true[-1]:
+            return math.nan
+        counted = own > 0
+        end = self._positives_to_end[counted]
+        return float(own[counted] @ (true[end] / every[self._group_end[counted]]) / true[-1])
+
+    def roc_auc(self, weights: np.ndarray) -> float:
+        own, true, every = self._sums(weights)
+        negatives = every[-1] - true[-1]
+        if not true[-1] or not negatives:
+            return math.nan
+        above = every[self._group_start] - true[self._positives_before]
+        above_or_equal = every[self._group_end] - true[self._positives_to_end]
+        return float(own @ (negatives - 0.5 * (above + above_or_equal)) / (true[-1] * negatives))
 
 
 def undefined_tags(references: Sequence[Tags]) -> dict[str, tuple[str, ...]]:

@@ -22,11 +22,15 @@ from audiation.training import Loss
 from audiation.windows import Aggregation, aggregate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipContext:
-    """What decoding may need beside the logits."""
+    """What decoding may need beside the logits.
+
+    mixture: `(2, S)`, of which stems are separated.
+    """
 
     grid: FrameGrid | None = None
+    mixture: Tensor | None = None
 
 
 class Target(Protocol):

@@ -181,6 +181,10 @@ def parse_json(content: bytes, name: str) -> Any:
         raise AnnotationError(f"{name}, line {line}: not UTF-8 text") from None
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{name}, line {error.lineno}: not JSON ({error.msg})") from None
+    except AnnotationError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise AnnotationError(f"{name}: {error}") from None
     except RecursionError:
         raise AnnotationError(f"{name}: nested too deeply") from None
 

@@ -1,28 +1,36 @@
-"""GTZAN: 1,000 excerpts of 30 s in ten genres, with the fault-filtered split, and keys by A. Lerch.
+"""GTZAN: 1,000 excerpts of 30 s in ten genres, with the fault-filtered split, keys by A. Lerch, tempo and beats.
 
 Sources: audio, Tzanetakis & Cook 2002. Split, Kereliuk, Sturm & Larsen 2015 ("fault-filtered": repetitions,
 distortions and artists on both sides removed): 443 / 197 / 290 tracks. Keys, Kraft, Lerch & Zoelzer 2013: 837 of the
-1,000 labelled, 364 / 165 / 240 in that split.
+1,000 labelled, 364 / 165 / 240 in that split. Tempo and beats, gtzan_tempo_beat: 999 of the 1,000, all of that split.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from audiation.annotations import Key, Label
+from audiation.annotations import Beats, Key, Label, Tempo
 from audiation.audio import AudioError, audio_info
-from audiation.datasets.base import DATASETS, SPLITS, Dataset, DatasetInfo, Skipped, Track, warn_of_skipped
-from audiation.datasets.metadata import MetadataFile, MetadataFolder, read_metadata_file, read_metadata_folder
-
-GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
+from audiation.datasets.annotation_files import AnnotationError, shown
+from audiation.datasets.base import (
+    DATASETS,
+    SPLITS,
+    Dataset,
+    DatasetInfo,
+    Present,
+    Skipped,
+    Track,
+    warn_of_skipped,
+)
+from audiation.datasets.gtzan_annotations import GENRES, KeyAnnotations, TempoBeatAnnotations
+from audiation.datasets.metadata import MetadataFile, read_metadata_file
 
 _LISTS_COMMIT = "bdad579ea6cb37b665ea6019fe1026a6ce20cbc7"
-_KEYS_COMMIT = "9ef1591f81ee2f7821c7ce41e774ea7ac7f94cbe"
 
 
 def _list(split: str, num_bytes: int, sha256: str) -> MetadataFile:
@@ -36,14 +44,6 @@ SPLIT_LISTS = {
     "valid": _list("valid", 4522, "f8fbee7c52397a0e0f3a91dc54fedecb2e27f5bdc9a9daeab8cb10d077e26956"),
     "test": _list("test", 6616, "09cafa6a89ce0a27f30ed250d56ecb4d03c22fffb5a693f96c7ae655ee02ac72"),
 }
-KEY_FOLDER = MetadataFolder(
-    path="gtzan_key/gtzan_key/genres",
-    url=f"https://github.com/alexanderlerch/gtzan_key/archive/{_KEYS_COMMIT}.zip",
-    folder_in_archive="gtzan_key/genres",
-    pattern=rf"(?P<genre>{'|'.join(GENRES)})/(?P=genre)\.\d{{5}}\.lerch\.txt",
-    num_files=1000,
-    sha256="4acc159cf089efe113c7ea426023ca154d4d827b8b705e0d95ce3ec22f9c5f81",
-)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class GtzanTrack(Track):
     """track_id: 'blues.00029'."""
 
     keys: KeyAnnotations | None = field(default=None, repr=False, compare=False)
+    tempo_beat: TempoBeatAnnotations | None = field(default=None, repr=False, compare=False)
 
     @property
     def genre(self) -> Label:
@@ -64,13 +65,26 @@ class GtzanTrack(Track):
         """
         return self.keys.of(self.track_id) if self.keys else None
 
+    @cached_property
+    def tempo(self) -> Tempo | None:
+        """None for reggae.00086, which is not annotated. Read when asked for, as `key`, with the same errors."""
+        return self.tempo_beat.tempo_of(self.track_id) if self.tempo_beat else None
+
+    @cached_property
+    def beats(self) -> Beats | None:
+        """None for reggae.00086. Some beats lie after the end of the audio. Six tracks of jazz have no beat numbers:
+        all their positions are 0. Read when asked for, as `key`, with the same errors.
+        """
+        return self.tempo_beat.beats_of(self.track_id) if self.tempo_beat else None
+
 
 @DATASETS.register("gtzan")
 class Gtzan(Dataset):
     """GTZAN as it comes: `genres/<genre>/<genre>.<5 digits>.wav`, or the re-host's `Data/genres_original/...`.
 
-    Split lists and key annotations are taken from the data folder where it has its own (`train_filtered.txt`, ...,
-    `gtzan_key/`; not compared with the published ones, see `official_split`), else as `datasets.metadata` says.
+    Split lists and annotations are taken from the data folder where it has its own (`train_filtered.txt`, ...,
+    `gtzan_key/`, `gtzan_tempo_beat/`; not compared with the published ones, see `official_split`), else as
+    `datasets.metadata` says.
 
     Args:
         root: the data folder, or the folder of genres in it.
@@ -89,7 +103,7 @@ class Gtzan(Dataset):
 
     name = "gtzan"
     info = DatasetInfo(
-        title="GTZAN genre collection, fault-filtered split, keys by A. Lerch",
+        title="GTZAN genre collection, fault-filtered split, keys, tempo and beats",
         where="marsyas.info/downloads/datasets.html, or a re-host: huggingface.co/datasets/marsyas/gtzan, "
         "kaggle.com/datasets/andradaolteanu/gtzan-dataset-music-genre-classification",
         size="1.2 GB, 1,000 x 30 s",
@@ -107,34 +121,30 @@ class Gtzan(Dataset):
     ) -> None:
         if jazz_00054 not in ("keep", "drop"):
             raise ValueError(f"jazz_00054 is 'keep' or 'drop', got {jazz_00054!r}")
-        audio = _audio_folder(Path(root))
+        audio = find_audio_folder(Path(root))
         folders = list(dict.fromkeys([Path(root), audio, audio.parent]))
-        lists = _split_lists(folders, metadata_root)
+        lists = read_split_lists(folders, metadata_root)
         self.official_split = all(SPLIT_LISTS[s].matches(listed.content) for s, listed in lists.items())
-        keys = KeyAnnotations(tuple(folders), metadata_root)
-        tracks, skipped = [], []
-        for split, track_id in _parse_lists(lists):
-            if track_id == "jazz.00054" and jazz_00054 == "drop":
-                continue
-            path = audio / track_id.partition(".")[0] / f"{track_id}.wav"
-            try:
-                audio_info(path)
-            except AudioError as error:
-                skipped.append(Skipped(track_id, str(error), split))
-            else:
-                tracks.append(GtzanTrack(track_id, path, split, keys=keys))
-        if not tracks:
-            first = f", for example: {skipped[0].reason}" if skipped else ""
-            raise FileNotFoundError(f"none of the listed gtzan tracks can be read from {audio}{first}")
-        self.tracks, self.skipped = tuple(tracks), tuple(skipped)
-        warn_of_skipped("gtzan", len(tracks) + len(skipped), skipped)
+        keys = self._keys = KeyAnnotations(tuple(folders), metadata_root)
+        tempo_beat = self._tempo_beat = TempoBeatAnnotations(tuple(folders), metadata_root)
+        listed = [
+            GtzanTrack(track_id, audio_path(audio, track_id), split, keys=keys, tempo_beat=tempo_beat)
+            for split, track_id in parse_split_lists(lists)
+            if track_id != "jazz.00054" or jazz_00054 == "keep"
+        ]
+        readable = keep_readable(self.name, audio, listed)
+        self.tracks, self.skipped = readable.tracks, readable.skipped
 
     def verify(self) -> list[str]:
         own = [] if self.official_split else ["the split lists in the data folder are not the published ones"]
-        return super().verify() + own
+        return super().verify() + own + self._keys.differences() + self._tempo_beat.differences()
 
 
-def _audio_folder(root: Path) -> Path:
+# What other readers of the same audio use ------------------------------------------------------------------
+
+
+def find_audio_folder(root: Path) -> Path:
+    """The folder of genres in the data folder; FileNotFoundError where there is none."""
     for folder in (root / "genres", root / "Data" / "genres_original", root / "genres_original", root):
         if any((folder / genre).is_dir() for genre in GENRES):
             return folder
@@ -144,16 +154,48 @@ def _audio_folder(root: Path) -> Path:
     )
 
 
+def audio_path(folder: Path, track_id: str) -> Path:
+    return folder / track_id.partition(".")[0] / f"{track_id}.wav"
+
+
+def keep_readable(name: str, folder: Path, listed: Sequence[Track]) -> Present:
+    """Leave out the tracks whose headers cannot be read: the re-host has a jazz.00054.wav that is no audio.
+
+    Raises:
+        FileNotFoundError: none can be read.
+
+    Warns:
+        UserWarning: some cannot.
+    """
+    tracks: list[Track] = []
+    skipped: list[Skipped] = []
+    for track in listed:
+        try:
+            audio_info(track.audio_path)
+        except AudioError as error:
+            skipped.append(Skipped(track.track_id, str(error), track.split))
+        else:
+            tracks.append(track)
+    if not tracks:
+        first = f", for example: {skipped[0].reason}" if skipped else ""
+        raise FileNotFoundError(f"none of the listed {name} tracks can be read from {folder}{first}")
+    warn_of_skipped(name, len(listed), skipped)
+    return Present(tuple(tracks), tuple(skipped))
+
+
 # Split lists -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _List:
+class SplitList:
+    """where: the file or address it is from, for messages."""
+
     where: str
     content: bytes
 
 
-def _split_lists(folders: list[Path], metadata_root: str | Path | None) -> dict[str, _List]:
+def read_split_lists(folders: Sequence[Path], metadata_root: str | Path | None) -> dict[str, SplitList]:
+    """The lists of the first folder that has them, else the published ones, by split."""
     for folder in folders:
         paths = {split: folder / f"{split}_filtered.txt" for split in SPLITS}
         present = [p for p in paths.values() if p.is_file()]
@@ -163,11 +205,13 @@ def _split_lists(folders: list[Path], metadata_root: str | Path | None) -> dict[
                 f"{folder} has {present[0].name} but not {missing}; put all three there, or none"
             )
         if present:
-            return {split: _List(str(p), p.read_bytes()) for split, p in paths.items()}
-    return {s: _List(item.url, read_metadata_file(item, metadata_root)) for s, item in SPLIT_LISTS.items()}
+            return {split: SplitList(str(p), p.read_bytes()) for split, p in paths.items()}
+    return {
+        s: SplitList(item.url, read_metadata_file(item, metadata_root)) for s, item in SPLIT_LISTS.items()
+    }
 
 
-def _parse_lists(lists: dict[str, _List]) -> Iterator[tuple[str, str]]:
+def parse_split_lists(lists: dict[str, SplitList]) -> Iterator[tuple[str, str]]:
     """(split, track id) per entry. A list is text somebody else wrote and its entries become paths: checked."""
     pattern = re.compile(rf"({'|'.join(GENRES)})/(\1\.[0-9]{{5}})\.wav")
     seen: dict[str, str] = {}
@@ -178,53 +222,11 @@ def _parse_lists(lists: dict[str, _List]) -> Iterator[tuple[str, str]]:
             here = f"{listed.where}, line {number}"
             match = pattern.fullmatch(line.strip())
             if not match:
-                raise ValueError(
-                    f"{here}: {line.strip()[:80]!r} is not an entry like 'blues/blues.00029.wav'"
+                raise AnnotationError(
+                    f"{here}: {shown(line.strip())} is not an entry like 'blues/blues.00029.wav'"
                 )
             track_id = match[2]
             if track_id in seen:
-                raise ValueError(f"{here}: {track_id} is listed already in {seen[track_id]}")
+                raise AnnotationError(f"{here}: {track_id} is listed already in {seen[track_id]}")
             seen[track_id] = here
             yield split, track_id
-
-
-# Keys --------------------------------------------------------------------------------------------------------
-
-
-class KeyAnnotations:
-    """The key files of A. Lerch, looked for when the first key is asked for.
-
-    folders: data folders that may hold `gtzan_key/genres/<genre>/<track id>.lerch.txt` or a clone of the repository.
-    """
-
-    def __init__(self, folders: tuple[Path, ...], metadata_root: str | Path | None) -> None:
-        self._folders, self._metadata_root = folders, metadata_root
-
-    def of(self, track_id: str) -> Key | None:
-        name = f"{track_id.partition('.')[0]}/{track_id}.lerch.txt"
-        if self._local is None:
-            content = self._official.get(name)
-        else:
-            path = self._local / name
-            content = path.read_bytes() if path.is_file() else None
-        return (
-            None if content is None else parse_lerch_key(content, f"{self._local or KEY_FOLDER.path}/{name}")
-        )
-
-    @cached_property
-    def _local(self) -> Path | None:
-        places = (f / p for f in self._folders for p in ("gtzan_key/genres", "gtzan_key/gtzan_key/genres"))
-        return next((p for p in places if p.is_dir()), None)
-
-    @cached_property
-    def _official(self) -> dict[str, bytes]:
-        return read_metadata_folder(KEY_FOLDER, self._metadata_root)
-
-
-def parse_lerch_key(content: bytes, where: str) -> Key | None:
-    """One integer: 0..11 major on A, A#, ..., G#; 12..23 minor on the same tonics; -1 modulating or unknown."""
-    text = content.decode("utf-8", "replace").strip()
-    if not re.fullmatch(r"-?[0-9]{1,2}", text) or not -1 <= int(text) <= 23:
-        raise ValueError(f"{where}: a key is one integer from -1 to 23, got {text[:20]!r}")
-    number = int(text)
-    return None if number == -1 else Key((number + 9) % 12, "major" if number < 12 else "minor")
