@@ -11,12 +11,12 @@ import torch
 
 from audiation.adaptation import AdaptConfig, epoch_steps, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
-from audiation.annotations import Label
+from audiation.annotations import Key, Label
 from audiation.loading import load_backbone
 from audiation.methods import inject
 from audiation.metrics import ACCURACY
-from audiation.targets import ClassTarget
-from audiation.track_windows import Example
+from audiation.targets import ClassTarget, KeyTarget
+from audiation.track_windows import Example, augmented_examples
 from audiation.training import DivergedError
 
 RATE = 24_000
@@ -234,3 +234,35 @@ def test_the_head_is_that_of_the_paper_and_its_size_too():
 
 def test_an_epoch_uses_every_track_once():
     assert [epoch_steps(n, 16) for n in (1, 16, 17, 168)] == [1, 1, 2, 11]
+
+
+def test_training_recordings_are_augmented_with_their_annotations(tmp_path, monkeypatch):
+    """Every recording once as it is and eight times moved; keys move along; validation stays as it is."""
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    examples = []
+    for i in range(3):
+        path = tmp_path / f"{i}.wav"
+        wave = sum(np.sin(2 * np.pi * 220 * 2 ** ((i + n) / 12) * np.arange(RATE) / RATE) for n in (0, 4, 7))
+        soundfile.write(path, 0.1 * wave + 0.001 * rng.standard_normal(RATE), RATE)
+        examples.append(Example(str(i), path, Key(9 + i, "major")))
+    config = dataclasses.replace(BASE, augment="pitch_shift", crop_seconds=None)
+    said = []
+    adaptation = train_adaptation(
+        trunk("probe"), KeyTarget(), examples, examples, ACCURACY, config, tmp_path / "run",
+        on_ready=lambda sentence, unused: said.append(sentence),
+    )  # fmt: skip
+    assert said[0].startswith("24 augmented copies are made in")
+    copies = sorted((tmp_path / "cache" / "augmented").glob("*.flac"))
+    assert len(copies) == 24 and not adaptation.unused
+    times = [c.stat().st_mtime_ns for c in copies]
+    unused = []
+    found = augmented_examples(
+        examples, config.copies, tmp_path / "cache" / "augmented", RATE, KeyTarget(), unused
+    )
+    assert [c.stat().st_mtime_ns for c in copies] == times  # used again
+    assert len(found) == 27 and {str(e.annotation) for e in found[:9]} == {
+        str(Key((9 + n) % 12, "major")) for n in range(-4, 5)
+    }
+    with pytest.raises(ValueError, match="augment is 'pitch_shift', 'time_stretch'"):
+        dataclasses.replace(BASE, augment="noise")

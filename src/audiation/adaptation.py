@@ -10,15 +10,17 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from audiation.adapted import AdaptedModel, HeadConfig, combine_windows
 from audiation.audio import AudioError
+from audiation.augmentation import Augmentation, petl_copies
 from audiation.backbones import Backbone
-from audiation.distributed import values_of_all
+from audiation.cache import cache_dir
+from audiation.distributed import first_rank_first, values_of_all
 from audiation.methods import FrozenMode, format_method, set_modes
 from audiation.metrics import Metric
 from audiation.output_cache import Crops, OutputCache, cache_plan
@@ -29,6 +31,7 @@ from audiation.track_windows import (
     Recording,
     Unused,
     WindowBatches,
+    augmented_examples,
     load_windows,
     readable_recordings,
 )
@@ -53,6 +56,9 @@ class AdaptConfig(TrainConfig):
         a third more time.
     cache_gib: memory for the outputs of what is frozen; 0: none are kept.
     cache_disk_gib: room for them on disk, where a folder is given.
+    augment: "pitch_shift": every training recording eight times more, moved by -4 to 4 semitones; "time_stretch": four
+        times more, at 0.95 to 1.05 of its speed; annotations move along (PETL; `augmentation.petl_copies`). "": none.
+        Validation recordings stay as they are.
     windows: how tracks are cut and windows combined for their answer, a name of `windows.WINDOW_POLICIES`; "":
         `adapted.default_policy`.
     """
@@ -67,7 +73,15 @@ class AdaptConfig(TrainConfig):
     gradient_checkpointing: bool = False
     cache_gib: float = 2.0
     cache_disk_gib: float = 32.0
+    augment: Literal["", "pitch_shift", "time_stretch"] = ""
     windows: str = ""
+
+    @property
+    def copies(self) -> tuple[Augmentation, ...]:
+        """The augmented copies of each training recording."""
+        if not self.augment:
+            return ()
+        return petl_copies("key" if self.augment == "pitch_shift" else "tempo")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +91,8 @@ class AdaptConfig(TrainConfig):
             raise ValueError(f"frozen_mode is 'eval' or 'published', got {self.frozen_mode!r}")
         if self.crop_seconds is not None and not 0 < self.crop_seconds < float("inf"):
             raise ValueError(f"crop_seconds must be positive, or None, got {self.crop_seconds}")
+        if self.augment not in ("", "pitch_shift", "time_stretch"):
+            raise ValueError(f"augment is 'pitch_shift', 'time_stretch' or '', got {self.augment!r}")
         if self.windows:
             window_policy(self.windows)
         if self.head_size is not None and (type(self.head_size) is not int or self.head_size < 1):
@@ -158,6 +174,13 @@ def train_adaptation(
         backbone.encoder.recompute_blocks = config.gradient_checkpointing
 
     unused: list[Unused] = []
+    if config.copies:
+        place = cache_dir("augmented")  # named after their content, so that every run finds them
+        if on_ready is not None:
+            on_ready(f"{len(train) * len(config.copies)} augmented copies are made in {place}, once", ())
+        # One rank makes them, the others find them.
+        with first_rank_first():
+            train = augmented_examples(train, config.copies, place, backbone.sample_rate_hz, target, unused)
     usable_train = readable_recordings(model, train, "train", unused)
     usable_valid = readable_recordings(model, valid, "valid", unused)
     for name, usable, given in (("train", usable_train, train), ("valid", usable_valid, valid)):

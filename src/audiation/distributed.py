@@ -128,6 +128,17 @@ def values_of_all(value: T) -> list[T]:
     return box
 
 
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Rank 0 goes through the block alone, then the others, which find what it has made."""
+    rank = this_rank()
+    if not rank.is_first:
+        values_of_all(None)
+    yield
+    if rank.is_first:
+        values_of_all(None)
+
+
 _group_numbers = itertools.count()  # the same on all ranks, which join and leave together
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from audiation.adaptation import AdaptConfig, epoch_steps
+from audiation.augmentation import petl_copies
 from audiation.methods import Method
 from audiation.methods.finetune import FineTune
 from audiation.methods.probe import Probe
@@ -76,6 +77,7 @@ class AdaptProtocol:
     learning_rate, finetune_learning_rate: of everything that is trained, head included unless it has its own.
     head_learning_rate: of the head while the whole backbone is trained; None: the same.
     schedule: of everything but probing, which has a constant rate.
+    augment: (task, what its training recordings are augmented by), as in `adaptation.AdaptConfig`.
     crops, precision, head_size, head_dropout, patience, windows: as in `adaptation.AdaptConfig`.
     """
 
@@ -99,6 +101,7 @@ class AdaptProtocol:
     head_dropout: float = 0.5
     patience: int | None = None
     windows: str = ""
+    augment: tuple[tuple[str, Literal["pitch_shift", "time_stretch"]], ...] = ()
 
     def config(
         self,
@@ -110,7 +113,9 @@ class AdaptProtocol:
         seed: int,
     ) -> AdaptConfig:
         """The recipe for one run. `max_seconds`: what the backbone takes at once."""
-        epoch = epoch_steps(num_train_tracks, self.batch_size)
+        augment = dict(self.augment).get(task, "")
+        copies = len(petl_copies("key" if augment == "pitch_shift" else "tempo")) if augment else 0
+        epoch = epoch_steps(num_train_tracks * (1 + copies), self.batch_size)
         tuned = isinstance(method, FineTune)
         rate = self.finetune_learning_rate if tuned else self.learning_rate
         constant = isinstance(method, Probe) and self.schedule == "cosine"
@@ -137,6 +142,7 @@ class AdaptProtocol:
             head_size=self.head_size,
             head_dropout=self.head_dropout,
             windows=self.windows,
+            augment=augment,
         )
 
     def describe(self) -> str:
@@ -150,6 +156,7 @@ class AdaptProtocol:
             "constant": "constant",
             "plateau": "halved on a plateau of the validation score",
         }[self.schedule]
+        changed = f" Augmented: {', '.join(f'{t} by {a}' for t, a in self.augment)}." if self.augment else ""
         ends = f", ended after {self.patience} epochs without improvement" if self.patience else ""
         text = (
             f"One recipe for every method: Adam, batch {self.batch_size}, learning rate {self.learning_rate:g} "
@@ -158,7 +165,7 @@ class AdaptProtocol:
             f"time or its frames as the task asks, one hidden layer {head} with dropout {self.head_dropout:g}; "
             "validation after each epoch on all windows, best state tested once. Windows of a track are combined by "
             f"the rule '{self.windows or 'petl, or whole-track for frames'}'. Steps as published, else {self.epochs} "
-            f"epochs{ends}. Rules of {self.source}."
+            f"epochs{ends}.{changed} Rules of {self.source}."
         )
         return f"{text} {self.caveat}".strip()
 
@@ -247,7 +254,7 @@ _add(
 _add(
     AdaptProtocol(
         name="petl",
-        version=1,
+        version=2,  # keys and tempi are augmented
         source="PETL for music foundation models (Ding & Lerch)",
         steps=(
             ("mtt_clean", "musicfm-msd", 20_000),
@@ -264,10 +271,16 @@ _add(
         min_learning_rate=1e-7,
         batch_size=16,
         clip_norm=1.0,
+        augment=(
+            ("giantsteps_key", "pitch_shift"),
+            ("gtzan_key", "pitch_shift"),
+            ("gtzan_tempo", "time_stretch"),
+            ("giantsteps_tempo", "time_stretch"),
+        ),
         caveat=(
             "The frozen part stays in eval mode; the paper's code had it in train mode, which "
             "train='frozen_mode=published' does. Validation there used a new random window each time. Settings for "
-            "genre, key and tempo, and their augmentations, were not released; the number of epochs is our choice."
+            "genre, key and tempo were not released; the number of epochs is our choice."
         ),
     )
 )

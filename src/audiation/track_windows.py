@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from audiation.adapted import AdaptedModel, Stage
 from audiation.audio import AudioError, audio_info, content_hash
+from audiation.augmentation import Augmentation, SegmentLabels, augmented_copy
 from audiation.output_cache import CachePlan, Clip, Crops, OutputCache, Prepared, load_window
+from audiation.target_files import question_of
+from audiation.targets import Target
 from audiation.training import TrainConfig
 from audiation.windows import Window, WindowPolicy
 
@@ -43,6 +46,45 @@ class Unused:
     track_id: str
     split: str
     reason: str
+
+
+def augmented_examples(
+    examples: Sequence[Example],
+    copies: Sequence[Augmentation],
+    directory: Path,
+    sample_rate_hz: int,
+    target: Target,
+    unused: list[Unused],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Example]:
+    """Every recording, and its augmented copies as files in `directory`, each with its annotation moved along.
+
+    A copy that is there already is used again. One that cannot be made is reported in `unused`.
+
+    Args:
+        progress: called with (copies that are there, all copies).
+    """
+    labels = _SEGMENT_LABELS.get(question_of(target))
+    found: list[Example] = []
+    for number, example in enumerate(examples):
+        found.append(example)
+        for place, augmentation in enumerate(copies):
+            if progress is not None:
+                progress(number * len(copies) + place, len(examples) * len(copies))
+            track_id = f"{example.track_id} ({augmentation})"
+            try:
+                path = augmented_copy(
+                    example.path, augmentation, sample_rate_hz, directory, span_seconds=example.span_seconds
+                )
+            except AudioError as error:
+                unused.append(Unused(track_id, "train", str(error)))
+                continue
+            # A copy holds the track only.
+            found.append(Example(track_id, path, augmentation.annotation(example.annotation, labels)))
+    return found
+
+
+_SEGMENT_LABELS: dict[str, SegmentLabels] = {"chords": "chords", "key": "keys", "sections": "sections"}
 
 
 @dataclass(frozen=True)
