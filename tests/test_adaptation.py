@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from audiation.adaptation import AdaptConfig, epoch_steps, train_adaptation
+from audiation.adaptation import AdaptConfig, copies_of, epoch_steps, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.annotations import Key, Label
 from audiation.loading import load_backbone
@@ -258,7 +258,7 @@ def test_training_recordings_are_augmented_with_their_annotations(tmp_path, monk
     times = [c.stat().st_mtime_ns for c in copies]
     unused = []
     found = augmented_examples(
-        examples, config.copies, tmp_path / "cache" / "augmented", RATE, KeyTarget(), unused
+        examples, copies_of(config.augment), tmp_path / "cache" / "augmented", RATE, KeyTarget(), unused
     )
     assert [c.stat().st_mtime_ns for c in copies] == times  # used again
     assert len(found) == 27 and {str(e.annotation) for e in found[:9]} == {

@@ -74,7 +74,9 @@ def test_decoded_beats_lie_within_half_a_frame_and_have_their_positions(outputs,
     where = grid(12.0, rate)
     decoded = target.decode(sure(target.encode(beats, where), outputs), ClipContext(where))
     assert len(decoded.times_seconds) == len(beats.times_seconds)
-    tolerance = (1.0 if widening else 0.5) / rate  # widened, the neighbour of a beat is a peak of its own for a state
+    tolerance = (
+        1.0 if widening else 0.5
+    ) / rate  # widened, the neighbour of a beat is a peak of its own for a state
     assert np.abs(decoded.times_seconds - beats.times_seconds).max() <= tolerance + 1e-9
     known = decoded.positions == (0 if outputs == "beat" else beats.positions)
     if decoder == "dbn" or outputs == "beat":

@@ -39,6 +39,7 @@ from audiation.training import FitReport, Loss, TrainConfig, TrainingProgress, f
 from audiation.windows import window_policy
 
 GIB = 1 << 30
+Augment = Literal["", "pitch_shift", "time_stretch"]
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,8 @@ class AdaptConfig(TrainConfig):
     gradient_checkpointing: bool = False
     cache_gib: float = 2.0
     cache_disk_gib: float = 32.0
-    augment: Literal["", "pitch_shift", "time_stretch"] = ""
+    augment: Augment = ""
     windows: str = ""
-
-    @property
-    def copies(self) -> tuple[Augmentation, ...]:
-        """The augmented copies of each training recording."""
-        if not self.augment:
-            return ()
-        return petl_copies("key" if self.augment == "pitch_shift" else "tempo")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -174,13 +168,13 @@ def train_adaptation(
         backbone.encoder.recompute_blocks = config.gradient_checkpointing
 
     unused: list[Unused] = []
-    if config.copies:
+    if copies := copies_of(config.augment):
         place = cache_dir("augmented")  # named after their content, so that every run finds them
         if on_ready is not None:
-            on_ready(f"{len(train) * len(config.copies)} augmented copies are made in {place}, once", ())
+            on_ready(f"{len(train) * len(copies)} augmented copies are made in {place}, once", ())
         # One rank makes them, the others find them.
         with first_rank_first():
-            train = augmented_examples(train, config.copies, place, backbone.sample_rate_hz, target, unused)
+            train = augmented_examples(train, copies, place, backbone.sample_rate_hz, target, unused)
     usable_train = readable_recordings(model, train, "train", unused)
     usable_valid = readable_recordings(model, valid, "valid", unused)
     for name, usable, given in (("train", usable_train, train), ("valid", usable_valid, valid)):
@@ -242,6 +236,11 @@ def train_adaptation(
         cache_hits=stats.hits if stats else 0,
         cache_misses=stats.misses if stats else 0,
     )
+
+
+def copies_of(augment: Augment) -> tuple[Augmentation, ...]:
+    """The augmented copies of each training recording."""
+    return petl_copies("key" if augment == "pitch_shift" else "tempo") if augment else ()
 
 
 def epoch_steps(num_tracks: int, batch_size: int) -> int:

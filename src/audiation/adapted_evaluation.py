@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from audiation.adaptation import AdaptConfig, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.adapter_files import save_adapter
@@ -23,6 +26,7 @@ from audiation.leaderboard import current_versions
 from audiation.methods import format_method, parse_choices
 from audiation.protocols import AdaptProtocol
 from audiation.splits import Split
+from audiation.targets import clip_target
 from audiation.tasks import Task
 from audiation.track_windows import Example
 from audiation.training import TrainingProgress
@@ -123,7 +127,10 @@ def judge_adapted(
     )
     progress(EvaluationProgress("test"))
     model = adaptation.model
-    answers = answer_examples(model, examples["test"], config.precision)
+    groups = None
+    if task.answer_group is not None:
+        groups = {t.track_id: task.answer_group(t) for t in splits["test"].tracks}
+    answers = answer_examples(model, examples["test"], config.precision, groups)
     if not answers.estimates:
         raise ValueError(f"no test track of {task.name} could be used: {answers.failures[:3]}")
     report = adaptation.report
@@ -167,14 +174,29 @@ class Answers:
     failures: tuple[tuple[str, str], ...]
 
 
-def answer_examples(model: AdaptedModel, examples: list[Example], precision: str) -> Answers:
-    """Ask a model about every recording; one that cannot be read is a failure."""
+def answer_examples(
+    model: AdaptedModel, examples: list[Example], precision: str, groups: Mapping[str, str] | None = None
+) -> Answers:
+    """Ask a model about every recording; one that cannot be read is a failure.
+
+    groups: track id -> group; the windows of a group are combined, and it has one estimate, of its first recording.
+    """
     estimates: dict[str, Any] = {}
     failures: list[tuple[str, str]] = []
+    windows: dict[str, list[Tensor]] = {}
+    first: dict[str, str] = {}
     for example in examples:
         try:
             answer = answer_track(model, example.path, precision=precision, span_seconds=example.span_seconds)
-            estimates[example.track_id] = answer.annotation
+            group = example.track_id if groups is None else groups[example.track_id]
+            windows.setdefault(group, []).extend(() if groups is None else answer.window_logits)
+            if first.setdefault(group, example.track_id) == example.track_id:
+                estimates[example.track_id] = answer.annotation
+            else:
+                together = clip_target(model.target).combine(
+                    torch.stack(windows[group]), model.policy.aggregation
+                )
+                estimates[first[group]] = model.target.decode(together)
         except AudioError as error:
             failures.append((example.track_id, str(error)))
     return Answers(estimates, tuple(failures))

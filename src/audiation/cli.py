@@ -350,15 +350,16 @@ def datasets(
 
     list: sizes, licences, and whether the files can be fetched. get: fetch from the official place, resumed after a
     stop and checked; size and licence are shown first. verify: what is missing or differs, the exit code is then 1.
-    match: for data sets that come without audio (harmonix, hooktheory): find the recordings among your files, estimate
-    by onset correlation how far they are shifted, and write offsets.csv, which the reader uses.
+    match: for data sets that come without audio (harmonix, hooktheory): estimate by onset correlation how far your
+    recordings are shifted against the annotations; for harmonix also link them from --audio, and write offsets.csv,
+    which the reader uses.
 
     Args:
         action: list, get, verify or match.
         name: data set as in `audiation datasets list`, with variants as in gtzan:jazz_00054=drop.
         data_root: folder with one folder per data set (default: $AUDIATION_DATA_ROOT).
         metadata_root: folder with local copies of official split and annotation files.
-        audio: for match: folder with your files.
+        audio: for match harmonix: folder with your files, called like the songs.
         yes: for get: do not ask.
     """
     from audiation import dataset_commands
@@ -372,8 +373,6 @@ def datasets(
     elif action == "verify":
         if dataset_commands.verify(name, data_root, metadata_root):
             sys.exit(1)
-    elif audio is None:
-        raise ValueError("datasets match needs --audio FOLDER, with your recordings")
     else:
         dataset_commands.match(name, audio, data_root, metadata_root)
 

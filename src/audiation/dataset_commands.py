@@ -1,21 +1,39 @@
-"""`audiation datasets list|get|verify|match`."""
+"""`audiation datasets list|get|verify|match`: what there is, fetching, checking, fitting one's own recordings."""
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
 
-from audiation.datasets import DATASETS
+from audiation.audio import load_audio
+from audiation.datasets import DATASETS, harmonix
+from audiation.datasets.alignment import estimate_offset
 from audiation.datasets.base import DatasetInfo
+from audiation.datasets.own_recordings import recordings_in
 from audiation.fetching import FetchProgress, fetch
 from audiation.listing import render
 from audiation.splits import load_dataset
 
 SHOWN_LINES = 20
+MATCH_RATE_HZ = 22_050
+MAX_OFFSET_SECONDS = 30.0
+CLEAR_CORRELATION, CLEAR_LEAD = 0.15, 0.02  # of the best shift, and before the next best
 
 
 def list_datasets(console: Console | None = None) -> None:
@@ -75,6 +93,136 @@ def verify(
         console.print(f"  and {len(lines) - SHOWN_LINES} more", highlight=False)
     console.print("all there" if not lines else f"{len(lines)} missing or different", highlight=False)
     return len(lines)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How the annotations of a track fit its audio. problem: why nothing can be said, "" otherwise.
+
+    is_clear: the best shift stands out, so that it can be used.
+    """
+
+    track_id: str
+    offset_seconds: float = 0.0
+    correlation: float = 0.0
+    second_best: float = 0.0
+    problem: str = ""
+
+    @property
+    def is_clear(self) -> bool:
+        return not self.problem and self.correlation >= CLEAR_CORRELATION and self.lead >= CLEAR_LEAD
+
+    @property
+    def lead(self) -> float:
+        return self.correlation - self.second_best
+
+
+def match(
+    name: str,
+    audio: Path | None,
+    data_root: Path | None,
+    metadata_root: Path | None,
+    console: Console | None = None,
+) -> list[Match]:
+    """Fit the annotated beats, or chord changes, of a data set to the attacks in one's own recordings.
+
+    For harmonix, recordings in `audio` that are called like its songs (`0001_12step.mp3`, or `12step.mp3`) are linked
+    into its folder first, and clear offsets are written to `offsets.csv` there, which the reader adds. For other data
+    sets the offsets are reported only.
+
+    Raises:
+        ValueError: `audio` for another data set, or one whose tracks have neither beats nor chords.
+        FileNotFoundError: no recording.
+    """
+    console = console or Console()
+    root = _data_root(data_root)
+    if audio is not None:
+        if name != "harmonix":
+            raise ValueError(
+                f"--audio links recordings for harmonix; put those of {name} where its reader looks"
+            )
+        linked = _link_recordings(audio, root / "harmonix" / "audio", metadata_root)
+        console.print(
+            f"{linked} recordings of {audio} are linked into {root / 'harmonix' / 'audio'}", highlight=False
+        )
+    data = load_dataset(name, root, metadata_root)
+    found = []
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=console
+    ) as bar:
+        for track in bar.track(data.tracks, description=f"fitting {name}"):
+            found.append(_match(track))
+    _show_matches(found, console)
+    if name == "harmonix":
+        path = root / "harmonix" / "offsets.csv"
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["File", "offset_seconds"])
+            writer.writerows([m.track_id, f"{m.offset_seconds:.4f}"] for m in found if m.is_clear)
+        console.print(f"Written: {path}", highlight=False, soft_wrap=True)
+    return found
+
+
+def _match(track: Any) -> Match:
+    try:
+        events = _event_times(track)
+        samples = load_audio(track.audio_path, MATCH_RATE_HZ).samples
+        fit = estimate_offset(samples, MATCH_RATE_HZ, events, max_offset_seconds=MAX_OFFSET_SECONDS)
+    except (ValueError, OSError) as error:  # of one recording; the others go on
+        return Match(track.track_id, problem=str(error))
+    return Match(track.track_id, fit.offset_seconds, fit.correlation, fit.second_best)
+
+
+def _event_times(track: Any) -> np.ndarray:
+    """Annotated attacks in seconds of the annotations' own time, before any offset."""
+    start = 0.0 if track.span_seconds is None else track.span_seconds[0]
+    if getattr(track, "beats", None) is not None:
+        return track.beats.times_seconds + start - getattr(track, "offset_seconds", 0.0)
+    chords = getattr(track, "chords", None)
+    if chords is None:
+        raise ValueError("has neither beats nor chords that could be fitted")
+    return (
+        np.array(
+            [
+                s
+                for s, label in zip(chords.intervals_seconds[:, 0], chords.labels, strict=True)
+                if label != "N"
+            ]
+        )
+        + start
+    )
+
+
+def _show_matches(found: list[Match], console: Console) -> None:
+    table = Table(title="annotations against audio", title_justify="left")
+    for column in ("track", "offset s", "correlation", "next best", "verdict"):
+        table.add_column(column, overflow="fold")
+    for m in found[:SHOWN_LINES]:
+        numbers = [f"{m.offset_seconds:+.3f}", f"{m.correlation:.2f}", f"{m.second_best:.2f}"]
+        verdict = m.problem or ("clear" if m.is_clear else "doubtful: another recording?")
+        table.add_row(m.track_id, *(["-"] * 3 if m.problem else numbers), verdict)
+    console.print(table)
+    if len(found) > SHOWN_LINES:
+        console.print(f"and {len(found) - SHOWN_LINES} more", highlight=False)
+    clear = sum(m.is_clear for m in found)
+    console.print(f"{clear} of {len(found)} are clear", highlight=False)
+
+
+def _link_recordings(audio: Path, target: Path, metadata_root: Path | None) -> int:
+    """Link files that are called like a song; one that is there already stays."""
+    ids = {song.file.lower(): song.file for song in harmonix.songs(metadata_root)}
+    ids |= {name.partition("_")[2]: song for name, song in ids.items()}
+    recordings = recordings_in([audio])
+    if not recordings:
+        raise FileNotFoundError(f"no audio file in {audio}")
+    target.mkdir(parents=True, exist_ok=True)
+    have, linked = recordings_in([target]), 0
+    for stem, path in recordings.items():
+        song = ids.get(stem.lower())
+        if song is not None and song not in have:
+            (target / f"{song}{path.suffix}").symlink_to(path.resolve())
+            linked += 1
+    return linked
 
 
 def _describe(info: DatasetInfo) -> str:

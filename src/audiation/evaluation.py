@@ -276,7 +276,9 @@ def _judge_probe(
     reasons = {Path(f.path): f.reason for f in extraction.failures}
     with FeatureStore.open(extraction.table) as store:
         vectors = {
-            name: _read_split(split, store, task.clip_seconds, layer, reasons)
+            name: _read_split(
+                split, store, task.clip_seconds, layer, reasons, task.answer_group if name == "test" else None
+            )
             for name, split in splits.items()
         }
     for name, split_vectors in vectors.items():
@@ -346,9 +348,16 @@ class _SplitVectors:
 
 
 def _read_split(
-    split: Split, store: FeatureStore, clip_seconds: float | None, layer: int, reasons: dict[Path, str]
+    split: Split,
+    store: FeatureStore,
+    clip_seconds: float | None,
+    layer: int,
+    reasons: dict[Path, str],
+    group_of: Callable[[Any], str] | None,
 ) -> _SplitVectors:
+    """group_of: tracks of a group are one, with the windows of all, in the place of the first."""
     by_file = store.keys_by_file(clip_seconds)
+    places: dict[str, int] = {}
     tracks: list[Track] = []
     keys: list[str] = []
     owner: list[int] = []
@@ -361,9 +370,11 @@ def _read_split(
         if not windows:
             failures.append((track.track_id, reasons.get(track.audio_path, "no window was long enough")))
             continue
-        owner += [len(tracks)] * len(windows)
+        place = places.setdefault(track.track_id if group_of is None else group_of(track), len(tracks))
+        owner += [place] * len(windows)
         keys += windows
-        tracks.append(track)
+        if place == len(tracks):
+            tracks.append(track)
     vectors = torch.tensor(store.read(layer, keys)) if keys else torch.zeros(0, store.spec.dim)
     return _SplitVectors(tuple(tracks), vectors, torch.tensor(owner, dtype=torch.int64), tuple(failures))
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from audiation.adaptation import AdaptConfig, epoch_steps
-from audiation.augmentation import petl_copies
+from audiation.adaptation import AdaptConfig, Augment, copies_of, epoch_steps
 from audiation.methods import Method
 from audiation.methods.finetune import FineTune
 from audiation.methods.probe import Probe
@@ -101,7 +100,7 @@ class AdaptProtocol:
     head_dropout: float = 0.5
     patience: int | None = None
     windows: str = ""
-    augment: tuple[tuple[str, Literal["pitch_shift", "time_stretch"]], ...] = ()
+    augment: tuple[tuple[str, Augment], ...] = ()
 
     def config(
         self,
@@ -113,8 +112,8 @@ class AdaptProtocol:
         seed: int,
     ) -> AdaptConfig:
         """The recipe for one run. `max_seconds`: what the backbone takes at once."""
-        augment = dict(self.augment).get(task, "")
-        copies = len(petl_copies("key" if augment == "pitch_shift" else "tempo")) if augment else 0
+        augment: Augment = dict(self.augment).get(task, "")
+        copies = len(copies_of(augment))
         epoch = epoch_steps(num_train_tracks * (1 + copies), self.batch_size)
         tuned = isinstance(method, FineTune)
         rate = self.finetune_learning_rate if tuned else self.learning_rate

@@ -121,7 +121,7 @@ class Gtzan(Dataset):
     ) -> None:
         if jazz_00054 not in ("keep", "drop"):
             raise ValueError(f"jazz_00054 is 'keep' or 'drop', got {jazz_00054!r}")
-        audio = find_audio_folder(Path(root))
+        audio = find_audio_folder(self.name, Path(root))
         folders = list(dict.fromkeys([Path(root), audio, audio.parent]))
         lists = read_split_lists(folders, metadata_root)
         self.official_split = all(SPLIT_LISTS[s].matches(listed.content) for s, listed in lists.items())
@@ -143,13 +143,13 @@ class Gtzan(Dataset):
 # What other readers of the same audio use ------------------------------------------------------------------
 
 
-def find_audio_folder(root: Path) -> Path:
-    """The folder of genres in the data folder; FileNotFoundError where there is none."""
+def find_audio_folder(name: str, root: Path) -> Path:
+    """The folder of genres in the data folder; FileNotFoundError, with the data set's name, where there is none."""
     for folder in (root / "genres", root / "Data" / "genres_original", root / "genres_original", root):
         if any((folder / genre).is_dir() for genre in GENRES):
             return folder
     raise FileNotFoundError(
-        f"gtzan not found at {root} (looked for genres/blues/blues.00000.wav and "
+        f"{name} not found at {root} (looked for genres/blues/blues.00000.wav and "
         "Data/genres_original/blues/blues.00000.wav). docs/datasets.md says where to get it."
     )
 

@@ -54,6 +54,7 @@ TASKS.add(
         target=KeyTarget(),
         metrics=KEY_METRICS,
         clip_seconds=15.0,
+        answer_group=lambda track: track.song_id,
         level="high-level",
     ),
 )
