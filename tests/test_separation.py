@@ -43,8 +43,8 @@ from audiation.separation_scoring import evaluate_separation, score_estimates
 from audiation.separation_sources import FileMixture, ForwardReader, TrackMixture, stem_blocks
 from audiation.separation_training import SeparationConfig, train_separation
 from audiation.splits import Split
-from audiation.tasks import Task
 from audiation.targets import ClipContext
+from audiation.tasks import Task
 from audiation.training import TrainConfig
 
 RATE = 24_000
