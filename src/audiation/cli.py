@@ -327,7 +327,7 @@ def demo(workers: int = 2) -> None:
 
     Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains a probe
     for key and one for timbre on each, and prints one table; then adapts a small, untrained backbone with LoRA and
-    compares it with a probe on the same one. A second call reuses what is there.
+    compares it with a probe on the same one; then finds beats and chords in frames. A second call reuses what is there.
 
     Args:
         workers: processes that render and extract.

@@ -1,6 +1,7 @@
 """Which tags? Any number of labels per recording: all sorts, genres, moods, instruments."""
 
-from audiation.datasets import magnatagatune, mtg_jamendo
+from audiation.datasets.magnatagatune import TAGS as MTT_TAGS
+from audiation.datasets.mtg_jamendo_lists import TAGS as MTG_TAGS
 from audiation.metrics import AP, AP_UNDEFINED_SKIPPED, ROC_AUC, ROC_AUC_UNDEFINED_ZERO
 from audiation.targets import TagsTarget
 from audiation.tasks.base import TASKS, Task
@@ -20,7 +21,7 @@ TASKS.add(
         train_dataset="mtt",
         test_dataset="mtt",
         annotation=lambda track: track.tags,
-        target=TagsTarget(magnatagatune.TAGS),
+        target=TagsTarget(MTT_TAGS),
         metrics=TAG_METRICS,
         level="high-level",
         task_type="multi-label",
@@ -35,7 +36,7 @@ TASKS.add(
         train_dataset="mtt",
         test_dataset="mtt",
         annotation=lambda track: track.tags if track.has_top50_tag else None,
-        target=TagsTarget(magnatagatune.TAGS),
+        target=TagsTarget(MTT_TAGS),
         metrics=CLEAN_METRICS,
         level="high-level",
         task_type="multi-label",
@@ -53,7 +54,7 @@ def _mtg(name: str, question: str, published: str, level: str) -> None:
             train_dataset=name,
             test_dataset=name,
             annotation=lambda track: track.tags,
-            target=TagsTarget(mtg_jamendo.TAGS[name]),
+            target=TagsTarget(MTG_TAGS[name]),
             metrics=TAG_METRICS,
             clip_seconds=30.0,
             level=level,  # type: ignore[arg-type]
