@@ -96,8 +96,9 @@ def judge_adapted(
         for name, split in splits.items()
     }
     config = protocol.config(
-        backbone.adapted_with, backbone.name, backbone.max_seconds, task.name, len(examples["train"]), seed
-    )
+        backbone.adapted_with, backbone.name, backbone.max_seconds, task.name, len(examples["train"]), seed,
+        clip_seconds=task.clip_seconds if task.target.per_frame else None,
+    )  # fmt: skip
     config = with_choices(config, train, "train")
     key = json.dumps(
         [

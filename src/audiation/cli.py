@@ -117,7 +117,8 @@ def evaluate(
         run: repeat the run of this result file (then give no other choices of the run).
         method: how the backbone is adapted, as in `audiation list methods`.
         protocol: rules of training and selection, as in `audiation list protocols`; default: jukemir-single for
-            probes, petl for methods that adapt.
+            probes, musicfm where every frame is asked about, marble-v1-separation for musdb18, petl for methods that
+            adapt.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
         num_layers: cut the model to its first blocks.
         layer: layer to probe; default: the model's recommended layer, else the last.
@@ -133,7 +134,7 @@ def evaluate(
         workers: processes that decode audio (or run models without parameters).
     """
     from audiation.console import evaluate_with_progress
-    from audiation.evaluation import Run
+    from audiation.evaluation import Run, default_protocol
     from audiation.leaderboard import Result
 
     if run is not None:
@@ -151,7 +152,7 @@ def evaluate(
     else:
         chosen = Run(
             backbone=backbone, task=task, method=method, weights=weights, num_layers=num_layers, layer=layer,
-            protocol=protocol or ("jukemir-single" if method.partition(":")[0] == "probe" else "petl"),
+            protocol=protocol or default_protocol(task, method),
             precision=precision, train=train, seed=seed,
         )  # fmt: skip
     evaluate_with_progress(

@@ -191,6 +191,16 @@ def evaluate(
     )
 
 
+def default_protocol(task: str, method: str) -> str:
+    """The protocol that is used if nobody names one."""
+    asked = TASKS[task]
+    if asked.task_type == "separation":
+        return "marble-v1-separation"
+    if parse_method(method).trains_backbone:
+        return "petl"
+    return "musicfm" if asked.target.per_frame else "jukemir-single"
+
+
 def _undefined(references: list[Any]) -> dict[str, list[str]]:
     """Tags of the test split without a positive or a negative, which a macro average skips or counts as 0."""
     if not all(isinstance(r, Tags) for r in references):

@@ -48,9 +48,16 @@ def _tasks() -> tuple[list[list[str]], list[str]]:
         if task.test_dataset != task.train_dataset:
             data += f" -> {task.test_dataset}"
         rows.append(
-            [name, task.question, data, str(task.target.num_outputs), ", ".join(m.name for m in task.metrics)]
+            [
+                name,
+                task.question,
+                f"{task.level}, {task.task_type}",
+                data,
+                str(task.target.num_outputs),
+                ", ".join(m.name for m in task.metrics),
+            ]
         )
-    return rows, ["name", "question", "data", "outputs", "metrics (first selects)"]
+    return rows, ["name", "question", "level, type", "data", "outputs", "metrics (first selects)"]
 
 
 def _datasets() -> tuple[list[list[str]], list[str]]:

@@ -72,7 +72,7 @@ class AdaptProtocol:
 
     steps: (task, backbone, published number of optimiser steps).
     epochs: length of the training where no number of steps was published.
-    crop_seconds: (task, window of a backbone with inputs of 30 s), where it is not these.
+    crop_seconds: (task, windows), where they are neither what the backbone takes at once nor the task's.
     learning_rate, finetune_learning_rate: of everything that is trained, head included unless it has its own.
     head_learning_rate: of the head while the whole backbone is trained; None: the same.
     schedule: of everything but probing, which has a constant rate.
@@ -110,15 +110,19 @@ class AdaptProtocol:
         task: str,
         num_train_tracks: int,
         seed: int,
+        clip_seconds: float | None = None,
     ) -> AdaptConfig:
-        """The recipe for one run. `max_seconds`: what the backbone takes at once."""
+        """The recipe for one run.
+
+        max_seconds: what the backbone takes at once. clip_seconds: windows of the task, where the protocol has none.
+        """
         augment: Augment = dict(self.augment).get(task, "")
         copies = len(copies_of(augment))
         epoch = epoch_steps(num_train_tracks * (1 + copies), self.batch_size)
         tuned = isinstance(method, FineTune)
         rate = self.finetune_learning_rate if tuned else self.learning_rate
         constant = isinstance(method, Probe) and self.schedule == "cosine"
-        crop = dict(self.crop_seconds).get(task)
+        crop = dict(self.crop_seconds).get(task, clip_seconds)
         published = {(of_task, of_backbone): steps for of_task, of_backbone, steps in self.steps}
         return AdaptConfig(
             steps=published.get((task, backbone), self.epochs * epoch),
@@ -290,16 +294,7 @@ _add(
         version=1,
         source="MusicFM (Won, Hung & Le 2024)",
         steps=(),
-        crop_seconds=(
-            *(
-                (task, 6.0)
-                for task in ("gtzan_rhythm", "harmonix_rhythm", "harmonix_rhythm_readme", "scores-beats")
-            ),
-            *((task, 12.0) for task in ("hooktheory_chord", "hooktheory_chord_readme", "scores-chords")),
-            *((task, 24.0) for task in ("harmonix", "harmonix_readme")),
-            ("hooktheory_giantsteps_key", 12.0),
-            ("mtt_clean", 29.1),
-        ),
+        crop_seconds=(("mtt_clean", 29.1),),
         epochs=100,
         learning_rate=1e-4,
         finetune_learning_rate=1e-5,
