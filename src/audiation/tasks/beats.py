@@ -28,7 +28,13 @@ DOWNBEAT_METRICS = (
 
 
 def _beats(
-    name: str, question: str, train: str, test: str, target: BeatTarget, published: bool = True
+    name: str,
+    question: str,
+    train: str,
+    test: str,
+    target: BeatTarget,
+    clip_seconds: float | None = None,
+    published: bool = True,
 ) -> None:
     TASKS.add(
         name,
@@ -39,6 +45,7 @@ def _beats(
             test_dataset=test,
             annotation=lambda track: track.beats,
             target=target,
+            clip_seconds=clip_seconds,
             metrics=BEAT_METRICS if target.outputs == "beat" else DOWNBEAT_METRICS,
             level="score",
             task_type="sequence",
@@ -56,6 +63,7 @@ _beats(
     "gtzan_rhythm",
     "gtzan_rhythm",
     BeatTarget("beat", widening=(1.0,)),
+    clip_seconds=10.0,
 )
 # musicfm: trained on Harmonix, tested on all of GTZAN: another benchmark than the one above (D23). Its paper has
 # 20 frames a second, its README 50 (D24).
@@ -66,6 +74,7 @@ for _suffix, _rate in (("", 20.0), ("_readme", 50.0)):
         "harmonix",
         "gtzan_rhythm:split=all",
         BeatTarget("three_class", frame_rate_hz=_rate),
+        clip_seconds=6.0,
     )
 _beats(
     "scores-beats",

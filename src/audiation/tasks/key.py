@@ -71,6 +71,7 @@ TASKS.add(
         annotation=lambda track: track.keys if hasattr(track, "keys") else track.key,
         target=KeyFramesTarget(),
         metrics=KEY_METRICS,
+        clip_seconds=12.0,
         level="high-level",
         published_as=("key", "giantsteps_key"),
         published_train_on="hooktheory_key",
