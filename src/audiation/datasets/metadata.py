@@ -52,7 +52,8 @@ class MetadataFile:
 
     path: below the metadata root, and below the cache directory.
     url: its official place, pinned to a commit.
-    num_bytes, sha256: of the content with LF line endings.
+    num_bytes: as it is sent (with CRLF where its place has that); at most so many are fetched.
+    sha256: of the content with LF line endings.
     """
 
     path: str
