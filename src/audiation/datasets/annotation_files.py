@@ -20,6 +20,8 @@ MAX_BYTES = 1 << 20  # of a file about one recording
 MAX_LINES = 20_000  # of a file about one recording: more than three beats a second for an hour and a half
 MAX_SECONDS = 86_400.0
 SHOWN_CHARACTERS = 60
+MAX_NUMBER_CHARACTERS = 64
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
 
 class AnnotationError(ValueError):
@@ -64,8 +66,8 @@ def lines_of(content: bytes, name: str, *, max_lines: int = MAX_LINES) -> list[L
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise AnnotationError(f"{name}, line {line}: holds a NUL character, so this is not a text file")
-    rows = text.split("\n")
-    if len(rows) > max_lines + 1:
+    rows = text.removesuffix("\n").split("\n")
+    if len(rows) > max_lines:
         raise AnnotationError(f"{name}, line {max_lines + 1}: more than {max_lines} lines")
     return [Line(row, f"{name}, line {number}") for number, row in enumerate(rows, 1) if row.strip()]
 
@@ -73,7 +75,8 @@ def lines_of(content: bytes, name: str, *, max_lines: int = MAX_LINES) -> list[L
 def number(text: str, where: str, *, at_least: float = -math.inf, at_most: float = math.inf) -> float:
     """A finite decimal number in the range, blanks around it allowed. AnnotationError otherwise."""
     stripped = text.strip()
-    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", stripped, re.ASCII):
+    # Without the bound, and with an optional point between two runs of digits, a long line would cost its square.
+    if len(stripped) <= MAX_NUMBER_CHARACTERS and _NUMBER.fullmatch(stripped):
         value = float(stripped)
         if math.isfinite(value) and at_least <= value <= at_most:
             return value
