@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 20  # of a file about one recording
 MAX_LINES = 20_000  # of a file about one recording: more than three beats a second for an hour and a half
 MAX_SECONDS = 86_400.0
 SHOWN_CHARACTERS = 60
-MAX_NUMBER_CHARACTERS = 64
+# One way to read each digit: with an optional point between two runs of them, a long line would cost its square.
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", re.ASCII)
 
 
@@ -75,8 +75,7 @@ def lines_of(content: bytes, name: str, *, max_lines: int = MAX_LINES) -> list[L
 def number(text: str, where: str, *, at_least: float = -math.inf, at_most: float = math.inf) -> float:
     """A finite decimal number in the range, blanks around it allowed. AnnotationError otherwise."""
     stripped = text.strip()
-    # Without the bound, and with an optional point between two runs of digits, a long line would cost its square.
-    if len(stripped) <= MAX_NUMBER_CHARACTERS and _NUMBER.fullmatch(stripped):
+    if _NUMBER.fullmatch(stripped):
         value = float(stripped)
         if math.isfinite(value) and at_least <= value <= at_most:
             return value
@@ -177,8 +176,13 @@ def parse_json(content: bytes, name: str) -> Any:
         line = content[: max(content.find(constant.encode()), 0)].count(b"\n") + 1
         raise AnnotationError(f"{name}, line {line}: {constant} is not a number that JSON has")
 
+    def finite(text: str) -> float:
+        if math.isfinite(value := float(text)):
+            return value
+        return refuse(text)
+
     try:
-        return json.loads(content.decode("utf-8-sig"), parse_constant=refuse)
+        return json.loads(content.decode("utf-8-sig"), parse_constant=refuse, parse_float=finite)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise AnnotationError(f"{name}, line {line}: not UTF-8 text") from None
