@@ -15,7 +15,8 @@ def small(name: str, seed: int = 0) -> Backbone:
     if spec.from_published is None:
         built = spec.build()
     else:
-        built = spec.build(num_layers=NUM_LAYERS, generator=torch.Generator().manual_seed(seed))
+        num_layers = NUM_LAYERS if spec.has_encoder else None
+        built = spec.build(num_layers=num_layers, generator=torch.Generator().manual_seed(seed))
     built.name = name  # as `load_backbone` does
     return built.eval()
 

@@ -175,7 +175,8 @@ def test_a_probe_under_the_petl_protocol_trains_only_the_head(places):
 
 def test_protocols_refuse_what_they_have_no_place_for(places):
     with pytest.raises(
-        ValueError, match=r"changes the features\. Use method 'probe', or a protocol that adapts: musicfm, petl"
+        ValueError,
+        match=r"changes the features\. Use method 'probe', or a protocol that adapts: musicfm, petl",
     ):
         evaluate(dataclasses.replace(ADAPTED, protocol="jukemir-single", train=""), **places)
     with pytest.raises(ValueError, match="train='steps=3' has no place"):

@@ -273,6 +273,118 @@ def test_boundaries(case):
     assert metric.per_track(reference, estimate) == pytest.approx(case["precision_recall_f"][2], abs=PRINTED)
 
 
+def test_chord_frames_that_are_right_among_those_that_are_one_of_the_25():
+    """75 frames a second; 'X' is no chord (D7); sus, dim, aug and both thirds at once are not counted (MARBLE v2)."""
+    metric = metrics.CHORD_FRAME_ACCURACY
+    reference = segments([[0, 1], [1, 2], [2, 3], [3, 4]], ["C:maj7", "X", "D:sus4", "A:min"])
+    assert metric.compute([reference], [reference]) == 1.0
+    answer = segments([[0, 1], [1, 2], [2, 3], [3, 4]], ["C:maj", "N", "G:maj", "A:maj"])
+    assert metric.compute([reference], [answer]) == pytest.approx(
+        2 / 3
+    )  # of three chords; D:sus4 is none of them
+    late = segments([[0, 1.5], [1.5, 4]], ["C:maj", "N"])  # 1.5 s is frame 112.5: 113 of C, then 37 of N
+    assert metric.compute([reference], [late]) == pytest.approx((75 + 37) / 225)
+    quiet = segments([[0, 1]], ["C:maj"])  # silence behind the answer is no chord
+    assert metric.compute([reference], [quiet]) == pytest.approx((75 + 75) / 225)
+
+
+def test_chord_frames_are_pooled_over_tracks_and_belong_to_the_chord_that_begins_there():
+    long = segments([[0, 3]], ["C:maj"]), segments([[0, 3]], ["C:maj"])
+    brief = segments([[0, 1]], ["C:maj"]), segments([[0, 1]], ["A:min"])
+    assert metrics.CHORD_FRAME_ACCURACY.compute(*zip(long, brief, strict=True)) == 0.75
+    reference = segments([[0, 1.6], [1.6, 2]], ["C:maj", "G:maj"])
+    moved = segments([[0, 1.6 + 1 / 75], [1.6 + 1 / 75, 2]], ["C:maj", "G:maj"])
+    assert metrics.CHORD_FRAME_ACCURACY.compute([reference], [moved]) == pytest.approx(149 / 150)
+    begun_late = segments([[1, 2]], ["C:maj"])  # only the span of the reference is asked about
+    assert metrics.CHORD_FRAME_ACCURACY.compute([begun_late], [segments([[0, 9]], ["C:maj"])]) == 1.0
+    with pytest.raises(ValueError, match="chord_frame_accuracy is not defined for these 1 tracks"):
+        metrics.CHORD_FRAME_ACCURACY.compute(*[[segments([[0, 1]], ["C:aug"])]] * 2)
+
+
+def test_section_frames_of_a_fifth_of_a_second():
+    """The function at the middle of each frame, mean over tracks (D6)."""
+    metric = metrics.STRUCTURE_FRAME_ACCURACY
+    reference = segments([[0, 4], [4, 10]], ["intro", "verse"])
+    assert metric.compute([reference], [reference]) == 1.0
+    answer = segments([[0, 5], [5, 10]], ["intro", "verse"])
+    assert metric.per_track(reference, answer) == pytest.approx(45 / 50)
+    divided = segments(
+        [[0, 1], [1, 4], [4, 10]], ["intro", "intro", "verse"]
+    )  # boundaries are another metric's
+    assert metric.per_track(reference, divided) == 1.0
+    assert metric.per_track(reference, segments([[0, 10]], ["solo"])) == 0.0
+    half = segments([[0, 5]], ["verse"])  # nothing behind the answer is right
+    assert metric.per_track(reference, half) == pytest.approx(5 / 50)
+    pairs = [reference, segments([[0, 1]], ["verse"])], [answer, segments([[0, 1]], ["intro"])]
+    assert metric.compute(*pairs) == pytest.approx((0.9 + 0.0) / 2)
+
+
+def test_sections_are_scored_where_the_reference_has_one():
+    gap = segments([[1, 3], [5, 6]], ["verse", "outro"])
+    answer = segments([[0, 2], [2, 6]], ["verse", "outro"])
+    assert metrics.STRUCTURE_FRAME_ACCURACY.per_track(gap, answer) == pytest.approx(10 / 15)
+
+
+@pytest.mark.parametrize("metric", [metrics.CHORD_FRAME_ACCURACY, metrics.STRUCTURE_FRAME_ACCURACY])
+def test_a_reference_without_segments_is_refused(metric):
+    nothing, something = segments(np.zeros((0, 2)), []), segments([[0, 1]], ["N"])
+    with pytest.raises(ValueError, match="without|not defined|at least one"):
+        metric.compute([nothing], [something])
+
+
+# Names -------------------------------------------------------------------------------------------------
+
+
+def test_names_under_which_metrics_are_published():
+    printed = {
+        "tempo_accuracy1": "tempo_acc1",
+        "chord_majmin_wcsr": "chord_majmin",
+        "chord_frame_accuracy": "chord_frame_acc",
+        "structure_frame_accuracy": "structure_frame_acc",
+        "beat_f_70ms_per_track": "f1_beat",
+        "beat_f_20ms_pooled": "f1_beat",
+        "downbeat_f_70ms_per_track": "f1_downbeat",
+    }
+    for metric in CONSTANTS.values():
+        if metric.name in printed:
+            assert metric.printed_name == printed.pop(metric.name)
+        elif not metric.published_name:
+            assert metric.printed_name == metric.name
+    assert not printed
+    # Another way of counting is another metric, and nothing is printed of it.
+    for other in (
+        metrics.CHORD_MAJMIN_WCSR_BY_DURATION,
+        metrics.ACCURACY_CLASS_MACRO,
+        metrics.TEMPO_ACCURACY2,
+    ):
+        assert other.published_name == ""
+    assert metrics.boundary_f().name == "boundary_hr05_f" and metrics.boundary_f(3.0).name == "boundary_hr3_f"
+    assert metrics.boundary_f(trim=True).name == "boundary_hr05_f_trim"
+
+
+# Tags that cannot be scored ------------------------------------------------------------------------------
+
+
+def test_tags_without_a_positive_or_a_negative_are_named():
+    found = metrics.undefined_tags(tags([[1, 0, 1, 0], [1, 0, 0, 1]]))
+    assert found == {"no positive": ("tag 1",), "no negative": ("tag 0",)}
+    assert metrics.undefined_tags(tags([[1, 0], [0, 1]])) == {"no positive": (), "no negative": ()}
+    assert metrics.undefined_tags(tags([[1, 0]])) == {"no positive": ("tag 1",), "no negative": ("tag 0",)}
+
+
+def test_undefined_tags_are_those_that_the_variants_treat_differently():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((30, 6)) < [0.5, 0.0, 0.3, 1.0, 0.5, 0.0]).astype(float)
+    references, estimates = tags(truth), tags(rng.random((30, 6)))
+    found = metrics.undefined_tags(references)
+    assert found == {"no positive": ("tag 1", "tag 5"), "no negative": ("tag 3",)}
+    skipped = metrics.ROC_AUC.compute(references, estimates)
+    zero = metrics.ROC_AUC_UNDEFINED_ZERO.compute(references, estimates)
+    assert zero == pytest.approx(skipped * 3 / 6, abs=EXACT)
+    ap = metrics.AP.compute(references, estimates)
+    assert ap == pytest.approx(metrics.AP_UNDEFINED_SKIPPED.compute(references, estimates) * 4 / 6, abs=EXACT)
+
+
 # All of them -------------------------------------------------------------------------------------------
 
 CONSTANTS = {name: value for name, value in vars(metrics).items() if isinstance(value, Metric)}

@@ -7,24 +7,33 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from audiation.annotations import Emotion, Key, Label, Tags, Values
+from audiation.annotations import Emotion, Key, Label, Pitch, Tags, Tempo, Values
 from audiation.target_files import target_from_json, target_to_json
 from audiation.targets import (
     ClassTarget,
+    EmotionTarget,
     KeyTarget,
+    PitchTarget,
     TagsTarget,
+    TempoTarget,
     ValuesTarget,
+    clip_target,
+    frame_target,
 )
+from audiation.windows import AGGREGATIONS, aggregate
 
 CLASSES = ("blues", "jazz", "rock")
 SPACES = [
     (ClassTarget(CLASSES), [Label(c) for c in CLASSES]),
     (KeyTarget(), [Key.from_index(i) for i in range(24)]),
+    (PitchTarget(), [Pitch(i) for i in range(128)]),
 ]
+SPACE_IDS = ["class", "key", "pitch"]
 TAGS = TagsTarget(("calm", "loud", "piano"))
 VALUES = ValuesTarget(("valence", "year"), (0.25, 1990.0), (0.5, 10.0))
-ALL = [ClassTarget(CLASSES), KeyTarget(), TAGS, VALUES]
-KINDS = ["class", "key", "tags", "values"]
+EMOTION = EmotionTarget((4.7561, 4.9739), (1.3860, 1.2546))
+ALL = [ClassTarget(CLASSES), KeyTarget(), TAGS, VALUES, PitchTarget(), EMOTION, TempoTarget()]
+KINDS = ["class", "key", "tags", "values", "pitch", "emotion", "tempo"]
 VALID = torch.tensor([True, False, True, True, False, False, True])
 
 
@@ -32,10 +41,12 @@ def agree(a, b):
     """The same answer: exactly the class or key, closely the numbers."""
     if isinstance(a, Tags):
         return a.scores == pytest.approx(b.scores, rel=1e-12, abs=1e-300)
+    if isinstance(a, Emotion):
+        return (a.arousal, a.valence) == pytest.approx((b.arousal, b.valence), rel=1e-12)
     return a.values == pytest.approx(b.values, rel=1e-12) if isinstance(a, Values) else a == b
 
 
-@pytest.mark.parametrize(("target", "annotations"), SPACES, ids=["class", "key"])
+@pytest.mark.parametrize(("target", "annotations"), SPACES, ids=SPACE_IDS)
 def test_decode_undoes_encode_for_every_class(target, annotations):
     encoded = torch.stack([target.encode(a) for a in annotations])
     assert target.num_outputs == len(annotations) and not target.per_frame
@@ -44,7 +55,7 @@ def test_decode_undoes_encode_for_every_class(target, annotations):
     assert [target.decode(row) for row in logits] == annotations
 
 
-@pytest.mark.parametrize(("target", "annotations"), SPACES, ids=["class", "key"])
+@pytest.mark.parametrize(("target", "annotations"), SPACES, ids=SPACE_IDS)
 def test_loss_is_the_summed_cross_entropy_of_the_valid_clips_and_their_number(target, annotations):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(7, target.num_outputs, generator=generator, requires_grad=True)
@@ -142,6 +153,94 @@ def test_loss_of_tags_and_values_is_torch_s_over_valid_clips_and_outputs(target,
         target.loss(logits, targets[:, :1])
 
 
+# Pitch, emotion and tempo ------------------------------------------------------------------------------
+
+
+def test_emotion_is_learned_in_deviations_of_the_development_songs():
+    """Fixtures, section 9: 2, 4, 6, 8, 5 have the mean 5 and the deviation 2, so 2 is -1.5."""
+    target = EmotionTarget((5.0, 4.0), (2.0, 0.5))
+    encoded = target.encode(Emotion(2.0, 4.25))
+    assert encoded.dtype == torch.float32 and encoded.tolist() == [-1.5, 0.5]
+    assert target.decode(encoded) == Emotion(2.0, 4.25) and target.num_outputs == 2 and not target.per_frame
+    assert target.scores(torch.tensor([1.0, -2.0])) == {"arousal": 7.0, "valence": 3.0}
+    loss = target.loss(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    assert (float(loss.sum), int(loss.count)) == (7.0, 4)
+    masked = target.loss(torch.ones(2, 2), torch.zeros(2, 2), torch.tensor([True, False]))
+    assert (float(masked.sum), int(masked.count)) == (2.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("means", "deviations", "message"),
+    [
+        ((0.0, 0.0), (1.0, 0.0), "deviations must be finite and positive"),
+        ((0.0, math.nan), (1.0, 1.0), "means must be finite"),
+        ((0.0,), (1.0, 1.0), "2 names, 1 means and 2 deviations"),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "2 names, 3 means"),
+    ],
+)
+def test_emotion_without_a_scale_is_refused(means, deviations, message):
+    with pytest.raises(ValueError, match=message):
+        EmotionTarget(means, deviations)
+
+
+@pytest.mark.parametrize(
+    ("bpm", "bins"),
+    [
+        (126.39, {124: 0.5, 125: 0.5, 126: 1.0, 127: 0.5, 128: 0.5}),
+        (123.0, {121: 0.5, 122: 0.5, 123: 1.0, 124: 0.5, 125: 0.5}),  # 126 BPM at 0.975 of the speed
+        (0.4, {0: 1.0, 1: 0.5, 2: 0.5}),
+        (1.2, {0: 0.5, 1: 1.0, 2: 0.5, 3: 0.5}),
+        (299.0, {297: 0.5, 298: 0.5, 299: 1.0}),
+        (480.0, {297: 0.5, 298: 0.5, 299: 1.0}),
+    ],
+)
+def test_a_tempo_is_its_bin_and_half_of_two_to_either_side(bpm, bins):
+    encoded = TempoTarget().encode(Tempo(bpm))
+    assert encoded.dtype == torch.float32 and encoded.shape == (300,)
+    assert {i: float(v) for i, v in enumerate(encoded) if v} == bins
+
+
+@pytest.mark.parametrize("bpm", [12.0, 61.0, 126.0, 127.0, 250.0, 297.0])
+def test_a_learned_tempo_is_decoded_to_a_fraction_of_a_beat_per_minute(bpm):
+    target = TempoTarget()
+    decoded = target.decode((target.encode(Tempo(bpm)) + 1e-9).log())
+    assert decoded.bpm == pytest.approx(bpm, abs=0.5)
+    scores = target.scores(torch.zeros(300).index_fill(0, torch.tensor([126]), 50.0))
+    assert len(scores) == 300 and scores["126 BPM"] == pytest.approx(1.0) and "300 BPM" not in scores
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "bce"])
+def test_loss_of_tempo_is_torch_s_over_the_valid_clips(objective):
+    target = TempoTarget(objective)
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(7, 300, generator=generator, requires_grad=True)
+    targets = torch.stack([target.encode(Tempo(float(60 + 20 * i))) for i in range(7)])
+    loss = target.loss(logits, targets, VALID)
+    if objective == "bce":
+        expected = F.binary_cross_entropy_with_logits(logits[VALID], targets[VALID], reduction="sum")
+        assert int(loss.count) == 4 * 300
+    else:
+        bins = targets[VALID] / targets[VALID].sum(-1, keepdim=True)
+        expected = F.cross_entropy(logits[VALID], bins, reduction="sum")
+        assert int(loss.count) == 4
+    torch.testing.assert_close(loss.sum, expected)
+    loss.sum.backward()
+    assert (logits.grad[~VALID] == 0).all() and (logits.grad[VALID] != 0).any(1).all()
+    assert target_from_json(target_to_json(target)) == target
+    with pytest.raises(ValueError, match=r"\(7, 300\) and targets \(7, 1\) differ in shape"):
+        target.loss(logits, targets[:, :1])
+
+
+def test_an_objective_that_tempo_does_not_have():
+    with pytest.raises(ValueError, match="objective is 'cross_entropy' or 'bce', got 'mse'"):
+        TempoTarget("mse")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_clip_targets_say_that_they_answer_per_clip(target):
+    assert clip_target(target) is target and frame_target(target) is None
+
+
 # Windows of a track ------------------------------------------------------------------------------------
 
 
@@ -166,7 +265,7 @@ def test_probabilities_and_values_of_windows_are_averaged(target):
     for seed in range(20):
         windows = some_windows(target, 5, seed)
         combined, double = target.combine(windows), windows.double()
-        if isinstance(target, ClassTarget | KeyTarget):
+        if isinstance(target, ClassTarget | KeyTarget | PitchTarget | TempoTarget):
             torch.testing.assert_close(combined.exp(), double.softmax(-1).mean(0), rtol=1e-12, atol=0)
             assert float(combined.exp().sum()) == pytest.approx(1.0, abs=1e-12)
         elif isinstance(target, TagsTarget):
@@ -189,6 +288,51 @@ def test_windows_that_are_sure_of_tags_combine_to_finite_logits():
     combined = TAGS.combine(torch.tensor([[1e4, -1e4, 300.0], [1e4, -1e4, -300.0]]))
     assert combined.tolist() == pytest.approx([1e4, -1e4, 0.0], abs=1e-9)
     assert TAGS.decode(combined).scores == pytest.approx({"calm": 1.0, "loud": 0.0, "piano": 0.5})
+
+
+@pytest.mark.parametrize("rule", AGGREGATIONS)
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_rules_combine_windows_or_are_refused_where_they_have_no_meaning(target, rule):
+    """Classes by any rule; tags by all but a vote; numbers by their mean."""
+    windows = some_windows(target, 5)
+    of_numbers = isinstance(target, ValuesTarget | EmotionTarget)
+    if (isinstance(target, TagsTarget) and rule == "majority") or (
+        of_numbers and rule in ("majority", "max")
+    ):
+        with pytest.raises(ValueError, match="a vote of windows does not give|is a rule for classes"):
+            target.combine(windows, rule)
+        return
+    combined = target.combine(windows, rule)
+    assert combined.dtype == torch.float64 and combined.shape == (target.num_outputs,)
+    if rule == "logits_mean":
+        torch.testing.assert_close(combined, windows.double().mean(0))
+    elif rule == "max":
+        torch.testing.assert_close(combined, windows.double().amax(0))
+    elif not isinstance(target, TagsTarget) and not of_numbers:
+        torch.testing.assert_close(combined, aggregate(windows, rule))
+    assert type(target.decode(combined)) is type(target.decode(windows[0]))
+
+
+@pytest.mark.parametrize("target", ALL, ids=KINDS)
+def test_rules_do_not_depend_on_the_order_of_windows(target):
+    windows = some_windows(target, 6)
+    for rule in ("logits_mean", "probability_mean"):
+        torch.testing.assert_close(target.combine(windows, rule), target.combine(windows.flip(0), rule))
+
+
+def test_the_rules_differ_as_published():
+    """Fixtures, section 18."""
+    windows = torch.tensor([[2.0, 0, 0], [2.0, 0, 0], [0, 10.0, 0]])
+    found = {
+        rule: ClassTarget(CLASSES).decode(ClassTarget(CLASSES).combine(windows, rule))
+        for rule in AGGREGATIONS
+    }
+    blues, jazz = Label("blues"), Label("jazz")
+    assert found == {"majority": blues, "max": jazz, "logits_mean": jazz, "probability_mean": blues}
+    with pytest.raises(
+        ValueError, match="an aggregation is one of majority, max, logits_mean, probability_mean"
+    ):
+        ClassTarget(CLASSES).combine(windows, "median")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", ALL, ids=KINDS)

@@ -330,7 +330,15 @@ _add(
         clip_norm=1.0,
         schedule="plateau",
         precision="fp32",
-        head_dropout=0.5,
+        head_dropout=0.0,
+        augment=(
+            ("giantsteps_key", "pitch_shift"),
+            ("gtzan_key", "pitch_shift"),
+            ("scores-key", "pitch_shift"),
+            ("gtzan_tempo", "time_stretch"),
+            ("giantsteps_tempo", "time_stretch"),
+            ("scores-tempo", "time_stretch"),
+        ),
         patience=30,
         caveat="For small models without pre-training (method 'finetune', random weights); no paper's recipe.",
     )

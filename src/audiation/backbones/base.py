@@ -277,6 +277,7 @@ class BackboneSpec:
     from_published: `from_published(tensors, config, num_layers=None) -> Backbone`, tensors under their official
         names; None where there are no weights (hand-crafted).
     weights: where official weights live (`weights.OfficialWeights`), or None.
+    has_encoder: whether it has blocks with sockets, so that it can be cut and takes every method.
     published_names: systems in the published results that are this representation, as printed there.
     """
 
@@ -290,6 +291,7 @@ class BackboneSpec:
     commercial_use: bool = True
     published_parameters: int | None = None
     recommended_layer: int | None = None
+    has_encoder: bool = True
     published_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

@@ -209,6 +209,7 @@ def _register(
             build,
             published_parameters=0,
             recommended_layer=0,
+            has_encoder=False,
             published_names=published_names,
             notes=notes,
         ),

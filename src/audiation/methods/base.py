@@ -192,7 +192,7 @@ def sockets_of(backbone: Backbone, method: str) -> Encoder:
     if backbone.encoder is None:
         from audiation.backbones import BACKBONES
 
-        able = ", ".join(name for name in BACKBONES if BACKBONES[name].from_published is not None)
+        able = ", ".join(name for name in BACKBONES if BACKBONES[name].has_encoder)
         raise ValueError(
             f"'{backbone.name}' has no encoder to adapt with '{method}'. Use method 'probe', or a backbone "
             f"from: {able}."
