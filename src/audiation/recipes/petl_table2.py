@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from audiation.annotations import Key, Label
+from audiation.annotations import Key, Label, Tags, Tempo
 from audiation.backbones import BACKBONES
 from audiation.evaluation import Run
 from audiation.leaderboard import Interval, PublishedScore, Result, paired_interval, published_rows
@@ -21,7 +21,7 @@ from audiation.methods.prefix import Prefix
 from audiation.metrics import Metric
 from audiation.recipes.base import RECIPES, Carried, FailedRun, carry_out_runs
 from audiation.recipes.figures import write_csv
-from audiation.targets import ClassTarget, KeyTarget
+from audiation.targets import ClassTarget, KeyTarget, TagsTarget, TempoTarget
 from audiation.tasks import TASKS
 
 PETL_LAYERS = 6
@@ -290,7 +290,12 @@ def beats_both(result: Result, finetuned: Result, probed: Result) -> bool | None
     return all(i is not None and (i.low > 0 if metric.higher_is_better else i.high < 0) for i in intervals)
 
 
-_PARSERS: dict[type, Callable[[str], Any]] = {ClassTarget: Label, KeyTarget: Key.parse}
+_PARSERS: dict[type, Callable[[str], Any]] = {
+    ClassTarget: Label.parse,
+    KeyTarget: Key.parse,
+    TagsTarget: Tags.parse,
+    TempoTarget: Tempo.parse,
+}
 
 
 def _unreadable(task: str) -> str:
