@@ -117,12 +117,10 @@ def evaluate_with_progress(
         console.print(render_table([result], published_beside(result)))
         for why in ("no_positive", "no_negative"):
             if tags := result.run.get(f"tags_with_{why}"):
-                console.print(
-                    f"{len(tags)} tags have {why.replace('_', ' ')} in the test split: {', '.join(tags[:10])}"
-                    f"{', ...' if len(tags) > 10 else ''}. Each metric says in its name whether they are skipped or count 0.",
-                    markup=False,
-                    highlight=False,
-                )
+                shown = ", ".join(tags[:10]) + (", ..." if len(tags) > 10 else "")
+                line = f"{len(tags)} tags have {why.replace('_', ' ')} in the test split: {shown}. "
+                line += "roc_auc leaves such tags out, ap counts those without a positive as 0."
+                console.print(line, markup=False, highlight=False)
         for failure in result.failures:
             what = f"not used ({failure.split}): {failure.track_id}: {failure.reason}"
             console.print(what, markup=False, style="red")
