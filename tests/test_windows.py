@@ -21,6 +21,9 @@ from audiation.windows import (
 # Fixtures, section 17: 25 s at 1 kHz, windows of 10 s.
 EXPECTED = {
     "jukemir": [(0, 10_000, 0), (10_000, 10_000, 0)],
+    "jukemir-vote": [(0, 10_000, 0), (10_000, 10_000, 0)],
+    "jukemir-max": [(0, 10_000, 0), (10_000, 10_000, 0)],
+    "jukemir-probability": [(0, 10_000, 0), (10_000, 10_000, 0)],
     "petl": [(0, 10_000, 0), (10_000, 10_000, 0)],
     "marble-v1": [(0, 10_000, 0), (10_000, 10_000, 0), (15_000, 10_000, 0)],
     "marble-v2": [(0, 10_000, 0), (10_000, 10_000, 0)],
@@ -72,7 +75,7 @@ def test_streaming_gives_the_planned_windows_with_their_samples(total, size, ove
 
 
 def test_an_unknown_policy_and_shares_that_are_none():
-    with pytest.raises(ValueError, match="policies: jukemir, petl"):
+    with pytest.raises(ValueError, match="policies: jukemir, jukemir-vote"):
         window_policy("marble")
     with pytest.raises(ValueError, match="overlap and min_ratio are shares"):
         WindowPolicy("x", "drop", "logits_mean", overlap=1.0)

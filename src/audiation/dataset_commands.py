@@ -27,7 +27,6 @@ from audiation.datasets.alignment import estimate_offset
 from audiation.datasets.base import DatasetInfo
 from audiation.datasets.own_recordings import recordings_in
 from audiation.fetching import FetchProgress, fetch
-from audiation.listing import render
 from audiation.splits import load_dataset
 
 SHOWN_LINES = 20
@@ -38,7 +37,14 @@ CLEAR_CORRELATION, CLEAR_LEAD = 0.15, 0.02  # of the best shift, and before the 
 
 def list_datasets(console: Console | None = None) -> None:
     """What there is, with size, licence, and whether it can be fetched."""
-    render("datasets", console)
+    console = console or Console()
+    for name in DATASETS:
+        info = DATASETS[name].info
+        use = "commercial use allowed" if info.commercial_use else "no commercial use"
+        how = f"audiation datasets get {name}" if info.downloads else info.where
+        console.print(f"{name}: {info.title}", highlight=False, markup=False)
+        for line in (info.size, f"{info.licence} ({use})", how):
+            console.print(f"    {line}", highlight=False, markup=False)
 
 
 def get(name: str, data_root: Path | None, *, agreed: bool, console: Console | None = None) -> Path:
@@ -58,7 +64,8 @@ def get(name: str, data_root: Path | None, *, agreed: bool, console: Console | N
             f"{name} cannot be fetched by a program: {info.where}. docs/datasets.md says where its files go; then "
             f"`audiation datasets verify {name}` checks them."
         )
-    root = _data_root(data_root) / name
+    # Data sets that share their files share a folder.
+    root = _data_root(data_root) / next(iter(kind.folders), name)
     if not agreed and not _agrees(console, root):
         raise ValueError("not fetched. With --yes nobody is asked.")
     columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())

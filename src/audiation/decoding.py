@@ -99,15 +99,19 @@ def tempo_from_bins(probabilities: np.ndarray, *, min_bpm: int = 10) -> Tempo:
     bins = bins[min_bpm:]
     if not bins.any():
         raise ValueError(f"no tempo from {min_bpm} BPM on has a probability above 0")
-    from scipy.interpolate import make_interp_spline  # slow to import, and only needed here
+    from scipy.interpolate import PPoly, make_interp_spline  # slow to import, and only needed here
 
-    smooth = np.convolve(bins, np.hamming(SMOOTHING_BINS), mode="same")
-    last = len(bins) - 1
-    steps = np.arange(last * STEPS_PER_BPM) / STEPS_PER_BPM
-    curve = make_interp_spline(np.arange(len(bins)), smooth, k=2)(steps)
-    peaks = np.flatnonzero((curve > np.roll(curve, 1)) & (curve > np.roll(curve, -1)))
-    best = peaks[curve[peaks].argmax()] if len(peaks) else curve.argmax()
-    return Tempo(round(min_bpm + float(steps[best]), 3))
+    smooth = np.convolve(bins / bins.max(), np.hamming(SMOOTHING_BINS), mode="same")
+    spline = make_interp_spline(np.arange(len(bins)), smooth, k=2)
+    num_steps = (len(bins) - 1) * STEPS_PER_BPM
+    # Only steps next to where the slope is 0, and the two ends, can be local maxima.
+    turns = PPoly.from_spline(spline).derivative().roots(extrapolate=False)
+    near = np.floor(turns[np.isfinite(turns)] * STEPS_PER_BPM).astype(np.int64)
+    tried = np.unique(np.concatenate([near, near + 1, [0, num_steps - 1]]).clip(0, num_steps - 1))
+    here, before, behind = (spline(((tried + shift) % num_steps) / STEPS_PER_BPM) for shift in (0, -1, 1))
+    peaks = np.flatnonzero((here > before) & (here > behind))
+    best = tried[peaks[here[peaks].argmax()] if len(peaks) else here.argmax()]
+    return Tempo(round(min_bpm + float(best) / STEPS_PER_BPM, 3))
 
 
 def frame_edges_seconds(

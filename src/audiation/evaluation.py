@@ -158,6 +158,9 @@ def evaluate(
             backbone, task, protocol, splits, run,
             store_dir=store_dir, batch_size=batch_size, workers=workers, report=report, model_out=model_place,
         )  # fmt: skip
+    num_official = splits["test"].num_official
+    if task.answer_group is not None:  # one answer for all parts of a recording
+        num_official = len(outcome.test_tracks) + len(splits["test"].left_out) + len(outcome.failures["test"])
     references = [task.annotation(t) for t in outcome.test_tracks]
     pairs = references, outcome.estimates
     return Result(
@@ -174,7 +177,7 @@ def evaluate(
         scores={m.name: m.compute(*pairs) for m in task.metrics},
         intervals={m.name: bootstrap_interval(m, *pairs, seed=run.seed) for m in task.metrics},
         num_test_tracks=len(outcome.test_tracks),
-        num_official_test_tracks=splits["test"].num_official,
+        num_official_test_tracks=num_official,
         split_hash=split_hash,
         failures=tuple(
             Failure(track_id, why, name)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audiation.heads import ProbeHead
-from audiation.targets import Target
+from audiation.targets import PitchTarget, Target
 
 EVALUATE_EVERY_STEPS = 8
 PATIENCE_EVALUATIONS = 256
@@ -181,7 +181,12 @@ def train_probe(
 
 
 def check_classes(target: Target, annotations: Sequence[Any]) -> None:
-    """Raise ValueError naming the classes of a classifying target that no training annotation has."""
+    """Raise ValueError naming the classes of a classifying target that no training annotation has.
+
+    Pitches are no closed list: nothing plays the lowest and the highest that MIDI knows.
+    """
+    if isinstance(target, PitchTarget):
+        return
     targets = torch.stack([target.encode(annotation) for annotation in annotations])
     if targets.ndim != 1 or targets.is_floating_point():
         return

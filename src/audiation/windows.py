@@ -153,12 +153,16 @@ def stream_windows(
 def aggregate(logits: Tensor, rule: Aggregation) -> Tensor:
     """Outputs `(N, C)` of a track's windows, of a target with one answer out of C -> `(C,)` float64.
 
-    "majority" counts the windows that chose each class, so that ties go to the first; "max" takes the largest output;
-    "probability_mean" gives the logarithm of the mean probability (jukemir's four ensembles: benchmark, 4.4).
+    "majority" counts the windows that chose each class, so that ties go to the first, and gives the logarithm of their
+    share; "max" takes the largest output; "probability_mean" gives the logarithm of the mean probability (jukemir's
+    four ensembles: benchmark, 4.4). One window is its own answer.
     """
     rows = logits.double()
+    if len(rows) == 1 and rule in AGGREGATIONS:
+        return rows[0]
     if rule == "majority":
-        return torch.bincount(rows.argmax(-1), minlength=rows.shape[1]).double()
+        votes = torch.bincount(rows.argmax(-1), minlength=rows.shape[1]).double()
+        return (votes / len(rows)).clamp(min=1e-12).log()
     if rule == "max":
         return rows.amax(0)
     if rule == "logits_mean":

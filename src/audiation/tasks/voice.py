@@ -5,8 +5,9 @@ from audiation.metrics import ACCURACY
 from audiation.targets import ClassTarget
 from audiation.tasks.base import TASKS, Task
 
-# Pieces of 3 s, each scored on its own in MARBLE v1. There a recording and its pieces stay together, but the same
-# singers are on both sides of training and validation; here they are apart (D21).
+# Pieces of 3 s. MARBLE v1 scores each of them; here the pieces of a recording give one answer, so its numbers stand
+# beside ours for orientation only. There a recording and its pieces stay together, but the same singers are on both
+# sides of training and validation; here they are apart (D21).
 TASKS.add(
     "vocalset_technique",
     Task(
@@ -19,7 +20,7 @@ TASKS.add(
         metrics=(ACCURACY,),
         clip_seconds=3.0,
         level="performance",
-        published_as=("vocal_technique", "vocalset_technique"),
+        compare_with=("vocal_technique", "vocalset_technique"),
     ),
 )
 TASKS.add(
@@ -34,6 +35,6 @@ TASKS.add(
         metrics=(ACCURACY,),
         clip_seconds=3.0,
         level="acoustic",
-        published_as=("singer_id", "vocalset_singer"),
+        compare_with=("singer_id", "vocalset_singer"),
     ),
 )
