@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from audiation.audio import load_audio
 from audiation.datasets import DATASETS, harmonix
@@ -44,7 +46,7 @@ def list_datasets(console: Console | None = None) -> None:
         how = f"audiation datasets get {name}" if info.downloads else info.where
         console.print(f"{name}: {info.title}", highlight=False, markup=False)
         for line in (info.size, f"{info.licence} ({use})", how):
-            console.print(f"    {line}", highlight=False, markup=False)
+            console.print(Padding(Text(line), (0, 0, 0, 4)))
 
 
 def get(name: str, data_root: Path | None, *, agreed: bool, console: Console | None = None) -> Path:
