@@ -299,7 +299,7 @@ def test_rules_combine_windows_or_are_refused_where_they_have_no_meaning(target,
     if (isinstance(target, TagsTarget) and rule == "majority") or (
         of_numbers and rule in ("majority", "max")
     ):
-        with pytest.raises(ValueError, match="a vote of windows does not give|is a rule for classes"):
+        with pytest.raises(ValueError, match=r"a vote of windows does not give|is a rule for classes"):
             target.combine(windows, rule)
         return
     combined = target.combine(windows, rule)

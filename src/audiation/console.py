@@ -121,6 +121,8 @@ def evaluate_with_progress(
                 line = f"{len(tags)} tags have {why.replace('_', ' ')} in the test split: {shown}. "
                 line += "roc_auc leaves such tags out, ap counts those without a positive as 0."
                 console.print(line, markup=False, highlight=False)
+        for name, why in result.run.get("not_defined", {}).items():
+            console.print(f"{name}: {why}", markup=False, highlight=False)
         for failure in result.failures:
             what = f"not used ({failure.split}): {failure.track_id}: {failure.reason}"
             console.print(what, markup=False, style="red")

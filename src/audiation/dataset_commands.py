@@ -58,6 +58,7 @@ def get(name: str, data_root: Path | None, *, agreed: bool, console: Console | N
         FetchError: see `fetching.fetch`.
     """
     console = console or Console()
+    name = name.partition(":")[0]  # variants share their files
     kind = DATASETS[name]
     info = kind.info
     console.print(_describe(info), highlight=False, soft_wrap=True, markup=False)
@@ -150,11 +151,16 @@ def match(
             raise ValueError(
                 f"--audio links recordings for harmonix; put those of {name} where its reader looks"
             )
-        linked = _link_recordings(audio, root / "harmonix" / "audio", metadata_root)
+        folder = _harmonix_folder(root)
+        linked = _link_recordings(audio, folder, metadata_root)
         console.print(
-            f"{linked} recordings of {audio} are linked into {root / 'harmonix' / 'audio'}", highlight=False
+            f"{linked} recordings of {audio} are linked into {folder / 'audio'}",
+            highlight=False,
+            soft_wrap=True,
         )
     data = load_dataset(name, root, metadata_root)
+    if not any(hasattr(type(track), kind) for track in data.tracks for kind in ("beats", "chords")):
+        raise ValueError(f"the tracks of {name} have neither beats nor chords that could be fitted")
     found = []
     with Progress(
         TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), console=console
@@ -163,11 +169,12 @@ def match(
             found.append(_match(track))
     _show_matches(found, console)
     if name == "harmonix":
-        path = root / "harmonix" / "offsets.csv"
+        path = _harmonix_folder(root) / "offsets.csv"
+        offsets = _offsets_in(path) | {m.track_id: f"{m.offset_seconds:.4f}" for m in found if m.is_clear}
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["File", "offset_seconds"])
-            writer.writerows([m.track_id, f"{m.offset_seconds:.4f}"] for m in found if m.is_clear)
+            writer.writerows(offsets.items())
         console.print(f"Written: {path}", highlight=False, soft_wrap=True)
     return found
 
@@ -217,13 +224,30 @@ def _show_matches(found: list[Match], console: Console) -> None:
     console.print(f"{clear} of {len(found)} are clear", highlight=False)
 
 
-def _link_recordings(audio: Path, target: Path, metadata_root: Path | None) -> int:
+def _harmonix_folder(root: Path) -> Path:
+    """Where the reader finds the data; a new folder where there is none."""
+    for name in ("harmonix", *DATASETS["harmonix"].folders):
+        if (root / name).is_dir():
+            return root / name
+    return root if (root / "audio").is_dir() or (root / "dataset").is_dir() else root / "harmonix"
+
+
+def _offsets_in(path: Path) -> dict[str, str]:
+    """What is known of songs already, by earlier matches or by hand. The reader has checked it."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return {row["File"].strip(): row["offset_seconds"].strip() for row in csv.DictReader(file)}
+
+
+def _link_recordings(audio: Path, folder: Path, metadata_root: Path | None) -> int:
     """Link files that are called like a song; one that is there already stays."""
-    ids = {song.file.lower(): song.file for song in harmonix.songs(metadata_root)}
+    ids = {song.file.lower(): song.file for song in harmonix.songs(metadata_root, folder)}
     ids |= {name.partition("_")[2]: song for name, song in ids.items()}
     recordings = recordings_in([audio])
     if not recordings:
         raise FileNotFoundError(f"no audio file in {audio}")
+    target = folder / "audio"
     target.mkdir(parents=True, exist_ok=True)
     have, linked = recordings_in([target]), 0
     for stem, path in recordings.items():
@@ -245,7 +269,7 @@ def _describe(info: DatasetInfo) -> str:
 def _agrees(console: Console, root: Path) -> bool:
     if not sys.stdin.isatty():
         return False
-    return console.input(f"Fetch into {root}? [y/N] ").strip().lower() in ("y", "yes")
+    return console.input(f"Fetch into {root}? [y/N] ", markup=False).strip().lower() in ("y", "yes")
 
 
 def _data_root(data_root: Path | None) -> Path:

@@ -28,7 +28,7 @@ from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import extract
-from audiation.leaderboard import Failure, Prediction, Result, bootstrap_interval
+from audiation.leaderboard import Failure, Interval, Prediction, Result, bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import Metric, undefined_tags
@@ -163,6 +163,21 @@ def evaluate(
         num_official = len(outcome.test_tracks) + len(splits["test"].left_out) + len(outcome.failures["test"])
     references = [task.annotation(t) for t in outcome.test_tracks]
     pairs = references, outcome.estimates
+    scored: dict[str, tuple[float, Interval | None]] = {}
+    not_defined: dict[str, str] = {}
+    for place, metric in enumerate(task.metrics):
+        try:
+            score = metric.compute(*pairs)
+        except ValueError as error:  # of these tracks; the run is not lost for a metric beside the first
+            if place == 0:
+                raise
+            not_defined[metric.name] = str(error)
+            continue
+        try:
+            scored[metric.name] = score, bootstrap_interval(metric, *pairs, seed=run.seed)
+        except ValueError as error:
+            scored[metric.name] = score, None
+            not_defined[f"interval of {metric.name}"] = str(error)
     return Result(
         run=dataclasses.asdict(run)
         | outcome.resolved
@@ -173,9 +188,10 @@ def evaluate(
             "metrics": [m.versioned_name for m in task.metrics],
             "method_parameters": parameters.trainable,
             **_undefined(references),
+            **({"not_defined": not_defined} if not_defined else {}),
         },
-        scores={m.name: m.compute(*pairs) for m in task.metrics},
-        intervals={m.name: bootstrap_interval(m, *pairs, seed=run.seed) for m in task.metrics},
+        scores={name: score for name, (score, _) in scored.items()},
+        intervals={name: interval for name, (_, interval) in scored.items()},
         num_test_tracks=len(outcome.test_tracks),
         num_official_test_tracks=num_official,
         split_hash=split_hash,

@@ -79,8 +79,8 @@ def values_at(
     """
     found = np.full(len(times_seconds), outside, dtype=np.int64)
     if len(intervals_seconds):
-        starts, ends = intervals_seconds.T
-        times = np.round(times_seconds, 9)  # what 25 additions of 1/25 add is no second frame
+        # What 25 additions of 1/25 add is no second frame.
+        (starts, ends), times = np.round(intervals_seconds, 9).T, np.round(times_seconds, 9)
         place = np.searchsorted(starts, times, side="right") - 1
         inside = (place >= 0) & (times < ends[place])
         found[inside] = np.asarray(values, dtype=np.int64)[place[inside]]

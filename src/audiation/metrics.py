@@ -504,6 +504,8 @@ def _chord_frame_counts(reference: Segments, estimate: Segments) -> np.ndarray:
 
     "X" is no chord there (D7). This is no weighted chord symbol recall and must not be compared with it (D30).
     """
+    if not reference.labels:
+        raise ValueError("a chord track needs at least one segment; write 'N' where there is no chord")
     truth, answer = (_chord_frames(s, reference) for s in (reference, estimate))
     return np.array([((truth == answer) & (truth >= 0)).sum(), (truth >= 0).sum()])
 
@@ -526,6 +528,8 @@ STRUCTURE_FRAME_RATE_HZ = 5.0
 def _structure_frame_accuracy(reference: Segments, estimate: Segments) -> float:
     """Share of frames of 0.2 s with the right section, where the reference has one (musicfm; mir_eval has no such
     measure, so it is computed directly, and averaged over tracks: D6)."""
+    if not reference.labels:
+        raise ValueError("a track without sections has no frames to score")
     end = reference.intervals_seconds[-1, 1]
     times = (np.arange(max(1, round(end * STRUCTURE_FRAME_RATE_HZ))) + 0.5) / STRUCTURE_FRAME_RATE_HZ
     numbers = {label: i for i, label in enumerate(dict.fromkeys((*reference.labels, *estimate.labels)))}

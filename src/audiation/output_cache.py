@@ -24,6 +24,7 @@ from audiation.audio import AudioError, load_audio
 from audiation.backbones import Backbone
 from audiation.backbones.base import HiddenStates, LocalStem
 from audiation.frames import FrameGrid, pool_frames
+from audiation.inference import ChunkPolicy, run_clip
 from audiation.output_table import OutputTable
 from audiation.targets import FrameTarget
 
@@ -41,6 +42,13 @@ def pooled_states(
     run: a backbone, or its `encode`; x: what that takes.
     """
     if frames is None:
+        if (
+            isinstance(run, Backbone)
+            and run.adapted_with is not None
+            and not run.adapted_with.trains_backbone
+        ):
+            # Long clips in pieces, as features are extracted: what was trained on these is asked the same.
+            return run_clip(run, x, ChunkPolicy.of(run), [layer], reduce="mean").layers[layer]
         return run(x, layers=[layer], reduce="mean").layers[layer]
     states = run(x, layers=[layer])
     assert states.frame_rate_hz is not None

@@ -93,6 +93,7 @@ class Recording:
 
     num_samples: of the track at the backbone's rate. window_samples: of one window, at most all of them.
     first_sample: where the track begins in its file.
+    crop_samples: of a window of a track that is long enough; None: the whole track is one.
     target: encoded, where one value holds for every window; None for targets that answer per frame.
     """
 
@@ -102,6 +103,7 @@ class Recording:
     window_samples: int
     target: Tensor | None = field(repr=False)
     first_sample: int = 0
+    crop_samples: int | None = None
 
     @property
     def is_longer_than_a_window(self) -> bool:
@@ -114,7 +116,7 @@ class Recording:
 
     def windows(self, policy: WindowPolicy) -> list[Window]:
         """Those that an answer is made of."""
-        return policy.windows(self.num_samples, self.window_samples)
+        return policy.windows(self.num_samples, self.crop_samples or self.num_samples)
 
     def clip(self, window: Window) -> Clip:
         """Where a window of the track lies in its file."""
@@ -148,9 +150,8 @@ def readable_recordings(
             lasts, least = num_samples / rate, backbone.min_samples / rate
             unused.append(Unused(example.track_id, split, f"lasts {lasts:.3f} s, needs {least:.3f} s"))
             continue
-        window = num_samples
-        if model.crop_seconds is not None:
-            window = min(num_samples, round(model.crop_seconds * rate))
+        crop = None if model.crop_seconds is None else round(model.crop_seconds * rate)
+        window = num_samples if crop is None else min(num_samples, crop)
         if window < backbone.min_samples:
             raise ValueError(
                 f"{backbone.name} needs windows of at least {backbone.min_samples / rate:.3f} s, got "
@@ -159,7 +160,12 @@ def readable_recordings(
         # Frames are encoded window by window; here only so that a bad label is found before training.
         encoded = model.target.encode(example.annotation, model.frame_grid(window))
         target = encoded if model.frames is None else None
-        found.append(Recording(example, content, num_samples, window, target, first_sample))
+        recording = Recording(example, content, num_samples, window, target, first_sample, crop)
+        if split == "valid" and not recording.windows(model.policy):
+            reason = f"no window is long enough for the rule '{model.policy.name}'"
+            unused.append(Unused(example.track_id, split, reason))
+            continue
+        found.append(recording)
     return found
 
 

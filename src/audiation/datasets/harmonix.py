@@ -221,8 +221,11 @@ class Song:
     group: str
 
 
-def songs(metadata_root: str | Path | None = None) -> list[Song]:
-    """The official songs in their splits; no audio is needed."""
+def songs(metadata_root: str | Path | None = None, root: Path | None = None) -> list[Song]:
+    """The official songs in their splits, or those of the copy of the repository in `root`; no audio is needed."""
+    own = None if root is None else root / "dataset" / "metadata.csv"
+    if own is not None and own.is_file():
+        return _songs(read_bytes(own), str(own))
     return _songs(read_metadata_file(SONGS, metadata_root, not_pinned), SONGS.path)
 
 
