@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import stat
 import tarfile
 import urllib.error
@@ -156,6 +157,25 @@ def test_archives_are_unpacked_once_and_deleted(tmp_path, pack):
     place = Place(pack(["set/1.wav", "set/deep/2.wav"]))
     assert fetch(archive, tmp_path, open_url=place) and not fetch(archive, tmp_path, open_url=place)
     assert (tmp_path / "set/deep/2.wav").read_text() == "content" and not list(tmp_path.glob("*a.zip*"))
+    shutil.rmtree(tmp_path / "set")  # somebody tidied up
+    assert fetch(archive, tmp_path, open_url=place) and (tmp_path / "set/1.wav").is_file()
+
+
+def test_a_file_that_was_put_where_it_belongs_is_taken_and_checked(tmp_path):
+    place = Place()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.bin").write_bytes(CONTENT)
+    assert fetch(FILE, tmp_path, open_url=place) and place.asked == []
+    archive = Download("https://example.org/a.zip", "a.zip", unpack=True)
+    (tmp_path / "a.zip").write_bytes(zipped(["set/1.wav"]))
+    assert (
+        fetch(archive, tmp_path, open_url=place) and place.asked == [] and (tmp_path / "set/1.wav").is_file()
+    )
+    other = replace(FILE, path="other.bin")
+    (tmp_path / "other.bin").write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(FetchError, match=r"other.bin is not the published file"):
+        fetch(other, tmp_path, open_url=place)
+    assert (tmp_path / "other.bin").is_file()  # it is not ours to delete
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import shutil
 import stat
@@ -49,8 +50,9 @@ def fetch(
 ) -> bool:
     """Have one file of a data set below `root`; False where it was there already.
 
-    A stopped download goes on where it ended, if the place allows it. Archives are unpacked into `root` and deleted;
-    a small file `.fetched/NAME` remembers that.
+    A stopped download goes on where it ended, if the place allows it. A file that somebody has put where it belongs is
+    taken, after the same checks. Archives are unpacked into `root` and deleted; a small file `.fetched/NAME` remembers
+    what came out of them.
 
     Args:
         open_url: opens a request; None: urllib over https.
@@ -62,23 +64,41 @@ def fetch(
     report = progress or (lambda _: None)
     target = root / download.path
     done = root / ".fetched" / download.path.replace("/", "_")
-    if done.is_file() and done.read_text(encoding="utf-8") == _identity(download):
-        if download.unpack or target.is_file():
-            return False
+    if _is_done(download, done, root):
+        return False
     partial = target.with_name(f".{target.name}.partial")
-    _check_room(download, root, partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    _download(download, partial, open_url or _open_https, report)
-    _check_content(download, partial)
+    by_hand = target.is_file()
+    if not by_hand:
+        _check_room(download, root, partial)
+        _download(download, partial, open_url or _open_https, report)
+    have = target if by_hand else partial
+    made = [download.path]
+    try:
+        _check_content(download, have)
+        if download.unpack:
+            report(FetchProgress(download.path, "unpacking", 0, None))
+            made = _unpack(download, have, root)
+    except FetchError:
+        if not by_hand:
+            have.unlink()
+        raise
     if download.unpack:
-        report(FetchProgress(download.path, "unpacking", 0, None))
-        _unpack(download, partial, root)
-        partial.unlink()
+        have.unlink()
     else:
-        os.replace(partial, target)
+        os.replace(have, target)
     done.parent.mkdir(exist_ok=True)
-    done.write_text(_identity(download), encoding="utf-8")
+    done.write_text(json.dumps([_identity(download), made]), encoding="utf-8")
     return True
+
+
+def _is_done(download: Download, done: Path, root: Path) -> bool:
+    """Whether it was fetched, and what came of it is there still."""
+    try:
+        identity, made = json.loads(done.read_text(encoding="utf-8"))
+        return identity == _identity(download) and all((root / name).exists() for name in made)
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _identity(download: Download) -> str:
@@ -163,51 +183,62 @@ def _starts_at(content_range: str | None, start: int) -> bool:
     return (content_range or "").startswith(f"bytes {start}-")
 
 
-def _check_content(download: Download, partial: Path) -> None:
-    size = partial.stat().st_size
+def _check_content(download: Download, path: Path) -> None:
+    size = path.stat().st_size
     if download.num_bytes is not None and size != download.num_bytes:
-        partial.unlink()
-        raise FetchError(
-            f"{download.url} gave {size} bytes, {download.num_bytes} were published; nothing was kept."
-        )
+        raise FetchError(f"{path} from {download.url} has {size} bytes, {download.num_bytes} were published.")
     if download.checksum is None:
         return
     kind, _, expected = download.checksum.partition(":")
-    with partial.open("rb") as file:
+    with path.open("rb") as file:
         found = hashlib.file_digest(file, kind).hexdigest()
     if found != expected:
-        partial.unlink()
         raise FetchError(
-            f"{download.url} is not the published file: {kind} {found[:16]}..., expected {expected[:16]}...; nothing "
-            "was kept. Try again later; if it stays like this, the official file has changed."
+            f"{path} is not the published file: {kind} {found[:16]}..., expected {expected[:16]}.... Get it again from "
+            f"{download.url}; if it stays like this, the official file has changed."
         )
 
 
 # Archives --------------------------------------------------------------------------------------------------
 
 
-def _unpack(download: Download, archive: Path, root: Path) -> None:
-    """Into `root`; a member that would leave it, or is no plain file or folder, refuses the archive."""
+def _unpack(download: Download, archive: Path, root: Path) -> list[str]:
+    """Into `root`; a member that would leave it, or is no plain file or folder, refuses the archive.
+
+    Returns the names at the top of the archive.
+    """
+    names: list[str] = []
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as packed:
                 for info in packed.infolist():
                     kind = stat.S_IFMT(info.external_attr >> 16)
                     _check_member(download, info.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                    names.append(info.filename)
                 packed.extractall(root)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as packed_tar:
                 for member in packed_tar:
                     _check_member(download, member.name, member.isfile() or member.isdir())
                     packed_tar.extract(member, root, filter="data")
+                    names.append(member.name)
         else:
-            archive.unlink()
             raise FetchError(f"{download.path} from {download.url} is neither a zip nor a tar archive.")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        archive.unlink()
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:  # encrypted, too
         raise FetchError(
             f"{download.path} from {download.url} is damaged ({error}). Run the same command again."
         ) from error
+    return sorted({_top(name) for name in names} - {""})
+
+
+def _top(name: str) -> str:
+    return PurePosixPath(name).parts[0] if PurePosixPath(name).parts else ""
 
 
 def _check_member(download: Download, name: str, is_plain: bool) -> None:
