@@ -189,6 +189,21 @@ def test_sections_and_their_boundaries():
         target.encode(segments((0, 1, "bridge")), where)
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (BeatTarget, "outputs", "nope"),
+        (BeatTarget, "decoder", "nope"),
+        (BeatTarget, "beats_per_bar", ()),
+        (BeatTarget, "beats_per_bar", (0,)),
+        (ChordTarget, "unknown_root", "nope"),
+    ],
+)
+def test_choices_that_do_not_exist_are_refused(kind, field, value):
+    with pytest.raises(ValueError, match=field):
+        kind(**{field: value})
+
+
 # All -------------------------------------------------------------------------------------------------------
 
 

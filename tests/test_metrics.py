@@ -479,6 +479,12 @@ def test_weights_of_tracks_are_how_often_they_count(name):
     assert defined >= 10
 
 
+def test_a_resample_without_any_defined_tag_has_no_score():
+    references, estimates = tags(np.eye(2)), tags(np.full((2, 2), 0.5))
+    for metric in (metrics.ROC_AUC, metrics.ROC_AUC_UNDEFINED_ZERO):
+        assert np.isnan(metric.weighted(references, estimates)(np.array([2.0, 0.0])))
+
+
 def test_weighted_scores_of_tags_with_ties_and_rare_tags_equal_scikit_learn():
     rng = np.random.default_rng(0)
     truth = (rng.random((60, 4)) < [0.5, 0.2, 0.04, 1.0]).astype(float)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -74,6 +74,9 @@ def _frame_bce(logits: Tensor, targets: Tensor, valid: Tensor | None) -> Loss:
     return Loss(losses[keep].sum(), keep.sum())
 
 
+_Outputs = Literal["beat", "beat_downbeat", "three_class"]
+_Decoder = Literal["dbn", "dbn_beats_18_72", "dbn_beats_55_215", "peaks"]
+
 # Beats ---------------------------------------------------------------------------------------------------
 
 
@@ -91,10 +94,10 @@ class BeatTarget:
         the default 55 to 215 as in v2, which cannot represent most bars (D25); "peaks": in the style of Beat This!
     """
 
-    outputs: Literal["beat", "beat_downbeat", "three_class"] = "beat_downbeat"
+    outputs: _Outputs = "beat_downbeat"
     widening: tuple[float, ...] = ()
     frame_rate_hz: float | None = None
-    decoder: Literal["dbn", "dbn_beats_18_72", "dbn_beats_55_215", "peaks"] = "dbn"
+    decoder: _Decoder = "dbn"
     beats_per_bar: tuple[int, ...] = (3, 4)
     per_frame = True
 
@@ -102,6 +105,13 @@ class BeatTarget:
         _check_rate(self.frame_rate_hz)
         if not all(0 < value <= 1 for value in self.widening):
             raise ValueError(f"frames next to a beat have values in (0, 1], got {self.widening}")
+        for name, kind in (("outputs", _Outputs), ("decoder", _Decoder)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
+        if not self.beats_per_bar or not all(1 <= n <= 64 for n in self.beats_per_bar):
+            raise ValueError(
+                f"a bar has 1 to 64 beats; beats_per_bar lists one length or more, got {self.beats_per_bar}"
+            )
         if self.outputs == "three_class" and self.widening:
             raise ValueError(
                 "three classes exclude each other, so frames next to a beat cannot be part of one"
@@ -225,6 +235,8 @@ class ChordTarget:
 
     def __post_init__(self) -> None:
         _check_rate(self.frame_rate_hz)
+        if self.unknown_root not in ("none", "ignore"):
+            raise ValueError(f"unknown_root is 'none' or 'ignore', got {self.unknown_root!r}")
 
     def encode(self, annotation: Segments, grid: FrameGrid | None = None) -> Tensor:
         """-> `(T,)` int64, -1 where there is no annotation or another chord."""

@@ -232,8 +232,9 @@ def _macro_over_tags(name: str, score: str, undefined: Literal["skip", "zero"]) 
 
         def weighted_score(weights: np.ndarray) -> float:
             values = tags.average_precisions(weights) if ranked else tags.roc_aucs(weights)
-            values = values[~np.isnan(values)] if undefined == "skip" else np.nan_to_num(values)
-            return float(values.mean()) if len(values) else math.nan
+            if np.isnan(values).all():
+                return math.nan
+            return float(np.nanmean(values) if undefined == "skip" else np.nan_to_num(values).mean())
 
         return weighted_score
 
