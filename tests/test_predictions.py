@@ -266,7 +266,7 @@ def test_one_document_for_all(song, tmp_path):
 )
 def test_formats_that_would_hold_nothing_are_refused(song, tmp_path, kind, holds):
     predictions = [] if kind == "jams" else everything(song)[:2]
-    with pytest.raises(ValueError, match=f"no answer can be written as {kind}: it holds {holds}"):
+    with pytest.raises(ValueError, match=f"no answer can be written as {kind}: such files hold {holds}"):
         write_predictions(predictions, kind, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

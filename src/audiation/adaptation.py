@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from audiation.training import FitReport, Loss, TrainConfig, TrainingProgress, f
 from audiation.windows import window_policy
 
 GIB = 1 << 30
-Augment = Literal["", "pitch_shift", "time_stretch"]
+Augment = Literal["none", "pitch_shift", "time_stretch"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AdaptConfig(TrainConfig):
     cache_gib: memory for the outputs of what is frozen; 0: none are kept.
     cache_disk_gib: room for them on disk, where a folder is given.
     augment: "pitch_shift": every training recording eight times more, moved by -4 to 4 semitones; "time_stretch": four
-        times more, at 0.95 to 1.05 of its speed; annotations move along (PETL; `augmentation.petl_copies`). "": none.
+        times more, at 0.95 to 1.05 of its speed; annotations move along (PETL; `augmentation.petl_copies`). "none".
         Validation recordings stay as they are.
     windows: how tracks are cut and windows combined for their answer, a name of `windows.WINDOW_POLICIES`; "":
         `adapted.default_policy`.
@@ -74,7 +74,7 @@ class AdaptConfig(TrainConfig):
     gradient_checkpointing: bool = False
     cache_gib: float = 2.0
     cache_disk_gib: float = 32.0
-    augment: Augment = ""
+    augment: Augment = "none"
     windows: str = ""
 
     def __post_init__(self) -> None:
@@ -85,8 +85,8 @@ class AdaptConfig(TrainConfig):
             raise ValueError(f"frozen_mode is 'eval' or 'published', got {self.frozen_mode!r}")
         if self.crop_seconds is not None and not 0 < self.crop_seconds < float("inf"):
             raise ValueError(f"crop_seconds must be positive, or None, got {self.crop_seconds}")
-        if self.augment not in ("", "pitch_shift", "time_stretch"):
-            raise ValueError(f"augment is 'pitch_shift', 'time_stretch' or '', got {self.augment!r}")
+        if self.augment not in get_args(Augment):
+            raise ValueError(f"augment is 'pitch_shift', 'time_stretch' or 'none', got {self.augment!r}")
         if self.windows:
             window_policy(self.windows)
         if self.head_size is not None and (type(self.head_size) is not int or self.head_size < 1):
@@ -195,7 +195,7 @@ def train_adaptation(
         max_bytes=int(config.cache_gib * GIB),
         directory=cache_directory,
         max_disk_bytes=int(config.cache_disk_gib * GIB),
-        recordings=[(r.content, r.num_samples) for r in usable_train],
+        recordings=list({r.content: r.file_samples for r in usable_train}.items()),
     )
     if on_ready is not None:
         on_ready(plan.sentence, tuple(unused))
@@ -240,7 +240,7 @@ def train_adaptation(
 
 def copies_of(augment: Augment) -> tuple[Augmentation, ...]:
     """The augmented copies of each training recording."""
-    return petl_copies("key" if augment == "pitch_shift" else "tempo") if augment else ()
+    return petl_copies("key" if augment == "pitch_shift" else "tempo") if augment != "none" else ()
 
 
 def epoch_steps(num_tracks: int, batch_size: int) -> int:

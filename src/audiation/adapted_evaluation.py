@@ -97,7 +97,7 @@ def judge_adapted(
     }
     config = protocol.config(
         backbone.adapted_with, backbone.name, backbone.max_seconds, task.name, len(examples["train"]), seed,
-        clip_seconds=task.clip_seconds if task.target.per_frame else None,
+        clip_seconds=task.clip_seconds if task.target.per_frame or protocol.task_windows else None,
     )  # fmt: skip
     config = with_choices(config, train, "train")
     key = json.dumps(

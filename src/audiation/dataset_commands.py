@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from audiation.splits import load_dataset
 
 SHOWN_LINES = 20
 MATCH_RATE_HZ = 22_050
-MAX_OFFSET_SECONDS = 30.0
+MAX_OFFSET_SECONDS, MAX_SPAN_OFFSET_SECONDS = 30.0, 5.0
+MIN_EVENTS = 8
 CLEAR_CORRELATION, CLEAR_LEAD = 0.15, 0.02  # of the best shift, and before the next best
 
 
@@ -181,9 +183,18 @@ def match(
 
 def _match(track: Any) -> Match:
     try:
-        events = _event_times(track)
-        samples = load_audio(track.audio_path, MATCH_RATE_HZ).samples
-        fit = estimate_offset(samples, MATCH_RATE_HZ, events, max_offset_seconds=MAX_OFFSET_SECONDS)
+        events, reach = _event_times(track), MAX_OFFSET_SECONDS
+        if len(events) < MIN_EVENTS:
+            raise ValueError(f"has {len(events)} events; {MIN_EVENTS} are needed to tell")
+        start, seconds = 0.0, None
+        if track.span_seconds is not None:  # what surrounds an excerpt would drown it
+            reach = MAX_SPAN_OFFSET_SECONDS
+            start = max(0.0, track.span_seconds[0] - reach)
+            seconds = track.span_seconds[1] + reach - start
+        samples = load_audio(
+            track.audio_path, MATCH_RATE_HZ, start_seconds=start, duration_seconds=seconds
+        ).samples
+        fit = estimate_offset(samples, MATCH_RATE_HZ, events - start, max_offset_seconds=reach)
     except (ValueError, OSError) as error:  # of one recording; the others go on
         return Match(track.track_id, problem=str(error))
     return Match(track.track_id, fit.offset_seconds, fit.correlation, fit.second_best)
@@ -243,7 +254,9 @@ def _offsets_in(path: Path) -> dict[str, str]:
 def _link_recordings(audio: Path, folder: Path, metadata_root: Path | None) -> int:
     """Link files that are called like a song; one that is there already stays."""
     ids = {song.file.lower(): song.file for song in harmonix.songs(metadata_root, folder)}
-    ids |= {name.partition("_")[2]: song for name, song in ids.items()}
+    # Short names that several songs have say nothing.
+    short = Counter(name.partition("_")[2] for name in ids)
+    ids |= {n.partition("_")[2]: song for n, song in ids.items() if short[n.partition("_")[2]] == 1}
     recordings = recordings_in([audio])
     if not recordings:
         raise FileNotFoundError(f"no audio file in {audio}")

@@ -96,7 +96,8 @@ def _is_done(download: Download, done: Path, root: Path) -> bool:
     """Whether it was fetched, and what came of it is there still."""
     try:
         identity, made = json.loads(done.read_text(encoding="utf-8"))
-        return identity == _identity(download) and all((root / name).exists() for name in made)
+        whole = download.unpack or download.num_bytes in (None, (root / download.path).stat().st_size)
+        return whole and identity == _identity(download) and all((root / name).exists() for name in made)
     except (OSError, ValueError, TypeError):
         return False
 

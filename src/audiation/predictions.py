@@ -109,7 +109,7 @@ def write_predictions(predictions: Sequence[Prediction], kind: Format, out: Path
                 )
             files[target], owners[target] = text, path
     if not files:
-        raise ValueError(f"no answer can be written as {kind}: it holds {_HOLDS[kind]}")
+        raise ValueError(f"no answer can be written as {kind}: such files hold {_HOLDS[kind]}")
     out.mkdir(parents=True, exist_ok=True)
     for target, text in files.items():
         target.write_text(text, encoding="utf-8")

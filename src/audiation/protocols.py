@@ -77,6 +77,8 @@ class AdaptProtocol:
     head_learning_rate: of the head while the whole backbone is trained; None: the same.
     schedule: of everything but probing, which has a constant rate.
     augment: (task, what its training recordings are augmented by), as in `adaptation.AdaptConfig`.
+    task_windows: whether tasks that name a window are heard in it, where they ask about whole clips; questions about
+        frames always are.
     crops, precision, head_size, head_dropout, patience, windows: as in `adaptation.AdaptConfig`.
     """
 
@@ -101,6 +103,7 @@ class AdaptProtocol:
     patience: int | None = None
     windows: str = ""
     augment: tuple[tuple[str, Augment], ...] = ()
+    task_windows: bool = True
 
     def config(
         self,
@@ -116,7 +119,7 @@ class AdaptProtocol:
 
         max_seconds: what the backbone takes at once. clip_seconds: windows of the task, where the protocol has none.
         """
-        augment: Augment = dict(self.augment).get(task, "")
+        augment: Augment = dict(self.augment).get(task, "none")
         copies = len(copies_of(augment))
         epoch = epoch_steps(num_train_tracks * (1 + copies), self.batch_size)
         tuned = isinstance(method, FineTune)
@@ -280,6 +283,7 @@ _add(
             ("gtzan_tempo", "time_stretch"),
             ("giantsteps_tempo", "time_stretch"),
         ),
+        task_windows=False,
         caveat=(
             "The frozen part stays in eval mode; the paper's code had it in train mode, which "
             "train='frozen_mode=published' does. Validation there used a new random window each time. Settings for "

@@ -92,7 +92,7 @@ class Recording:
     """A readable recording and where its windows may lie.
 
     num_samples: of the track at the backbone's rate. window_samples: of one window, at most all of them.
-    first_sample: where the track begins in its file.
+    first_sample: where the track begins in its file. file_samples: of the whole file.
     crop_samples: of a window of a track that is long enough; None: the whole track is one.
     target: encoded, where one value holds for every window; None for targets that answer per frame.
     """
@@ -104,6 +104,7 @@ class Recording:
     target: Tensor | None = field(repr=False)
     first_sample: int = 0
     crop_samples: int | None = None
+    file_samples: int = 0
 
     @property
     def is_longer_than_a_window(self) -> bool:
@@ -134,11 +135,12 @@ def readable_recordings(
 ) -> list[Recording]:
     backbone, found = model.backbone, []
     rate = backbone.sample_rate_hz
+    hash_of = functools.cache(content_hash)  # parts of one file are many
     for example in examples:
         try:
             info = audio_info(example.path)
             num_samples = (2 * info.num_frames * rate + info.sample_rate_hz) // (2 * info.sample_rate_hz)
-            content = content_hash(example.path)
+            content, file_samples = hash_of(example.path), num_samples
             first_sample = 0
             if example.span_seconds is not None:
                 start, end = (min(num_samples, max(0, round(t * rate))) for t in example.span_seconds)
@@ -160,7 +162,7 @@ def readable_recordings(
         # Frames are encoded window by window; here only so that a bad label is found before training.
         encoded = model.target.encode(example.annotation, model.frame_grid(window))
         target = encoded if model.frames is None else None
-        recording = Recording(example, content, num_samples, window, target, first_sample, crop)
+        recording = Recording(example, content, num_samples, window, target, first_sample, crop, file_samples)
         if split == "valid" and not recording.windows(model.policy):
             reason = f"no window is long enough for the rule '{model.policy.name}'"
             unused.append(Unused(example.track_id, split, reason))
