@@ -59,3 +59,11 @@ _chords(
 _chords(
     "scores-chords", "which of 25 chords, in rendered chorales?", "scores", ChordTarget(8.0), RECALL, None
 )
+_chords(
+    "beatles_chord",
+    "which of 25 chords, in songs of the Beatles?",
+    "beatles_chord",
+    ChordTarget(None),
+    RECALL,
+    12.0,
+)
