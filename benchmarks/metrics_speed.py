@@ -12,7 +12,7 @@ import numpy as np
 
 from audiation import metrics
 from audiation.annotations import Tags
-from audiation.leaderboard import bootstrap_interval
+from audiation.bootstrap import bootstrap_interval
 
 TRACKS, TAGS, RESAMPLES = 12_000, 87, 20
 

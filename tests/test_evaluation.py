@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audiation.evaluation import EvaluationProgress, Run, evaluate, load_splits
-from audiation.leaderboard import Result
+from audiation.results import Result
 from audiation.tasks import TASKS
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")

@@ -21,13 +21,13 @@ from audiation.datasets.musdb18 import STEMS, VALIDATION_TITLES
 from audiation.datasets.synthesis import TIMBRES
 from audiation.evaluation import Run, default_protocol, evaluate
 from audiation.frame_targets import BeatTarget, ChordTarget, SectionTarget
-from audiation.leaderboard import Result
 from audiation.loading import load_backbone
 from audiation.methods import inject
 from audiation.metrics import BOUNDARY_HR05_F, CHORD_MAJMIN_WCSR, Metric, mean_over_tracks
 from audiation.metrics_separation import SEPARATION_METRICS
 from audiation.own_audio import predict
 from audiation.probe import mean_per_track
+from audiation.results import Result
 from audiation.tasks import TASKS
 from audiation.track_windows import Example
 from audiation.windows import WINDOW_POLICIES

@@ -9,20 +9,11 @@ from rich.console import Console
 
 from audiation.annotations import Key, Label
 from audiation.backbones import BACKBONES
-from audiation.leaderboard import (
-    Failure,
-    Interval,
-    Prediction,
-    Result,
-    ResultError,
-    _published,
-    bootstrap_interval,
-    paired_interval,
-    published_beside,
-    published_rows,
-    render_table,
-)
+from audiation.bootstrap import Interval, bootstrap_interval, paired_interval
+from audiation.leaderboard import render_table
 from audiation.metrics import ACCURACY, ACCURACY_CLASS_MACRO, Metric
+from audiation.published import _published, published_beside, published_rows
+from audiation.results import Failure, Prediction, Result, ResultError
 
 RUN = {
     "backbone": "chroma",
@@ -70,7 +61,7 @@ def test_json_round_trip_and_file(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
     assert full.coverage == pytest.approx(2 / 3)
     record = json.loads(full.to_json())
-    assert record["schema_version"] == 1 and record["intervals"]["key_weighted"] == [0.55, 0.67]
+    assert record["schema_version"] == 2 and record["intervals"]["key_weighted"] == [0.55, 0.67]
     assert set(record["versions"]) == {
         "audiation",
         "torch",
@@ -94,7 +85,7 @@ def test_a_score_can_be_computed_again_from_the_predictions():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda r: r.update(schema_version=2), "schema_version must be 1"),
+        (lambda r: r.update(schema_version=1), "schema_version must be 2"),
         (lambda r: r.pop("scores"), "lacks scores"),
         (lambda r: r.update(score=1), "has unknown score"),
         (lambda r: r["scores"].update(accuracy="high"), "scores.accuracy must be float, got 'high'"),
@@ -107,7 +98,7 @@ def test_a_score_can_be_computed_again_from_the_predictions():
         (lambda r: r.update(num_test_tracks=0), "0 scored tracks of 2"),
         (lambda r: r.update(coverage=0.5), "coverage is 0.5, but the counts say 1.0"),
         (lambda r: r["predictions"].pop(), "1 predictions for 2 scored tracks"),
-        (lambda r: r["predictions"][1].pop("estimate"), r"predictions\[1\] must hold the texts estimate"),
+        (lambda r: r["predictions"][1].pop("estimate"), r"predictions\[1\] must hold confidence, estimate"),
         (lambda r: r.update(failures=["x"]), r"failures\[0\] must hold"),
         (lambda r: r.update(run=[]), "run must be dict"),
         (lambda r: r["run"].pop("task"), "run.task must be a name, got None"),

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from audiation import console as console_module
+from audiation.bootstrap import Interval
 from audiation.evaluation import Run
-from audiation.leaderboard import Interval, Prediction, Result
 from audiation.methods import inject, parse_method, set_modes
 from audiation.parameters import count_parameters
 from audiation.recipes import RECIPES, list_recipes, run_recipe
@@ -33,6 +33,7 @@ from audiation.recipes.step_memory import (
     memory_need,
 )
 from audiation.registry import UnknownNameError
+from audiation.results import Prediction, Result
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 MIB, GIB = 1 << 20, 1 << 30

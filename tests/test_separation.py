@@ -15,8 +15,8 @@ import torch
 
 from audiation.audio import MissingAudioError, NotAudioError, TruncatedAudioError
 from audiation.backbones import Backbone, HiddenStates
+from audiation.bootstrap import bootstrap_interval
 from audiation.datasets.musdb18 import Musdb18
-from audiation.leaderboard import bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.magnitudes import SPECTROGRAM, MagnitudeTarget
 from audiation.methods import inject

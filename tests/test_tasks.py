@@ -12,12 +12,12 @@ from audiation.annotations import Beats, Emotion, Key, Label, Pitch, Segments, T
 from audiation.datasets import DATASETS, metadata
 from audiation.frame_targets import BeatTarget, ChordTarget, KeyFramesTarget, SectionTarget
 from audiation.frames import FrameGrid
-from audiation.leaderboard import published_rows
 from audiation.magnitudes import MagnitudeTarget
 from audiation.methods import parse_method
 from audiation.metrics_separation import StemNames, StemScores
 from audiation.probe import check_classes
 from audiation.protocols import PROTOCOLS
+from audiation.published import published_rows
 from audiation.registry import UnknownNameError
 from audiation.splits import load_dataset
 from audiation.targets import (

@@ -19,7 +19,7 @@ _VERBS = {
     "extract": "audiation.extraction",
     "evaluate": "audiation.evaluation",
     "Run": "audiation.evaluation",
-    "Result": "audiation.leaderboard",
+    "Result": "audiation.results",
 }
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from audiation.evaluation import Run as Run
     from audiation.evaluation import evaluate as evaluate
     from audiation.extraction import extract as extract
-    from audiation.leaderboard import Result as Result
     from audiation.loading import load_backbone as load_backbone
     from audiation.methods import inject as inject
     from audiation.methods import merge as merge
     from audiation.own_audio import adapt as adapt
     from audiation.own_audio import predict as predict
+    from audiation.results import Result as Result
 
 
 def __getattr__(name: str) -> Any:

@@ -22,9 +22,9 @@ from audiation.backbones import Backbone
 from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import ExtractProgress
-from audiation.leaderboard import current_versions
 from audiation.methods import format_method, parse_choices
 from audiation.protocols import AdaptProtocol
+from audiation.results import current_versions
 from audiation.splits import Split
 from audiation.targets import clip_target
 from audiation.tasks import Task

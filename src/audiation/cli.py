@@ -135,7 +135,7 @@ def evaluate(
     """
     from audiation.console import evaluate_with_progress
     from audiation.evaluation import Run, default_protocol
-    from audiation.leaderboard import Result
+    from audiation.results import Result
 
     if run is not None:
         choices = {

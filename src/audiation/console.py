@@ -17,7 +17,7 @@ from audiation.cache import cache_dir
 from audiation.distributed import this_rank
 from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluate
 from audiation.extraction import ExtractProgress, extract
-from audiation.leaderboard import Result, published_beside, render_table
+from audiation.leaderboard import render_table
 from audiation.loading import load_backbone
 from audiation.music_files import find_music
 from audiation.own_audio import AdaptReport, adapt, predict
@@ -30,6 +30,8 @@ from audiation.predictions import (
     render_timeline,
     write_predictions,
 )
+from audiation.published import published_beside
+from audiation.results import Result
 from audiation.store_rows import Failure
 from audiation.training import TrainingProgress, process_group
 

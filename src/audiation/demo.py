@@ -8,19 +8,15 @@ import time
 from rich.console import Console
 
 from audiation.annotations import Key
+from audiation.bootstrap import paired_interval
 from audiation.cache import cache_dir
 from audiation.console import evaluate_with_progress, new_progress, result_path
 from audiation.datasets.scores import make_scores
 from audiation.evaluation import Run, load_splits
-from audiation.leaderboard import (
-    Result,
-    ResultError,
-    current_versions,
-    paired_interval,
-    published_beside,
-    render_table,
-)
+from audiation.leaderboard import render_table
 from audiation.protocols import PROTOCOLS
+from audiation.published import published_beside
+from audiation.results import Result, ResultError, current_versions
 from audiation.tasks import TASKS
 
 BACKBONES = ("chroma", "mfcc")

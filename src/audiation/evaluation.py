@@ -25,15 +25,16 @@ from audiation.adapter_files import check_place, save_adapter
 from audiation.annotations import Tags
 from audiation.audio import AudioError, content_hash
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
+from audiation.bootstrap import Interval, bootstrap_interval
 from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import extract
-from audiation.leaderboard import Failure, Interval, Prediction, Result, bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import Metric, undefined_tags
 from audiation.probe import ProbeConfig, ProbeFit, check_classes, mean_per_track, train_probe
 from audiation.protocols import PROTOCOLS, AdaptProtocol, AnyProtocol, Protocol, SeparationProtocol
+from audiation.results import Failure, Prediction, Result
 from audiation.separation_evaluation import judge_separation
 from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore

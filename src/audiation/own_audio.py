@@ -18,12 +18,13 @@ from audiation.adapted_evaluation import answer_examples, with_choices
 from audiation.adapter_files import read_adapter_record
 from audiation.adapters import AdapterBank, check_place, load_adapter, save_adapter
 from audiation.audio import AudioError
+from audiation.bootstrap import Interval, bootstrap_interval
 from audiation.datasets.labelled import read_labelled
 from audiation.distributed import this_rank
-from audiation.leaderboard import Interval, bootstrap_interval, current_versions
 from audiation.loading import load_backbone
 from audiation.methods import ParameterCount, format_method, inject, parse_choices, parse_method
 from audiation.methods.finetune import FineTune
+from audiation.results import current_versions
 from audiation.target_files import question_of
 from audiation.targets import clip_target
 from audiation.tasks.labelled import labelled_task

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audiation.backbones import BACKBONES
-from audiation.leaderboard import published_rows
 from audiation.methods import METHODS, ParameterCount, format_method, inject, parse_method
+from audiation.published import published_rows
 
 # The order of the paper's table. Prefix with 64 tokens is what its number for MERT needs (D36).
 TABLE3_METHODS = ("finetune", "probe", "adapter", "prompt", "prefix", "bitfit", "ssf", "lora")

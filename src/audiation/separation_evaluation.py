@@ -12,10 +12,10 @@ from typing import Any
 from audiation.adapted_evaluation import EvaluationProgress, Outcome
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir
-from audiation.leaderboard import current_versions
 from audiation.methods import format_method, parse_choices
 from audiation.metrics_separation import STEMS
 from audiation.protocols import SeparationProtocol
+from audiation.results import current_versions
 from audiation.separation_scoring import evaluate_separation
 from audiation.separation_training import SeparationConfig, train_separation
 from audiation.splits import Split

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from audiation.console import evaluate_with_progress
 from audiation.evaluation import Run
-from audiation.leaderboard import Result, ResultError, current_versions
 from audiation.methods import parse_choices
 from audiation.registry import Registry
+from audiation.results import Result, ResultError, current_versions
 
 
 class Recipe(Protocol):

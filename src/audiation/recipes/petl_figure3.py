@@ -19,7 +19,6 @@ from audiation.adapted_evaluation import with_choices
 from audiation.backbones import BACKBONES, Backbone
 from audiation.console import new_progress
 from audiation.evaluation import Run
-from audiation.leaderboard import Result
 from audiation.methods import inject, parse_method, set_modes
 from audiation.protocols import PROTOCOLS, AdaptProtocol
 from audiation.recipes.base import RECIPES, carry_out_runs
@@ -51,6 +50,7 @@ from audiation.recipes.step_memory import (
     check_estimate,
     memory_need,
 )
+from audiation.results import Result
 
 
 @RECIPES.register("petl_figure3")

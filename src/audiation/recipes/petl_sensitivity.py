@@ -12,7 +12,6 @@ from rich.table import Table
 
 from audiation.backbones import BACKBONES
 from audiation.evaluation import Run
-from audiation.leaderboard import Result
 from audiation.methods import format_method
 from audiation.methods.adapter import Adapter
 from audiation.methods.lora import LoRA
@@ -26,6 +25,7 @@ from audiation.recipes.petl_table2 import (
     petl_run,
     report_failed,
 )
+from audiation.results import Result
 
 
 @RECIPES.register("petl_sensitivity")

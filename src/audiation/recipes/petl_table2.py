@@ -14,13 +14,15 @@ from rich.text import Text
 
 from audiation.annotations import Key, Label, Tags, Tempo
 from audiation.backbones import BACKBONES
+from audiation.bootstrap import Interval, paired_interval
 from audiation.evaluation import Run
-from audiation.leaderboard import Interval, PublishedScore, Result, paired_interval, published_rows
 from audiation.methods import format_method, parse_method
 from audiation.methods.prefix import Prefix
 from audiation.metrics import Metric
+from audiation.published import PublishedScore, published_rows
 from audiation.recipes.base import RECIPES, Carried, FailedRun, carry_out_runs
 from audiation.recipes.figures import write_csv
+from audiation.results import Result
 from audiation.targets import ClassTarget, KeyTarget, TagsTarget, TempoTarget
 from audiation.tasks import TASKS
 
