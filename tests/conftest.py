@@ -1,9 +1,13 @@
 """Fixtures that several test files use, and a count of the tests that need official files."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
+
+from audiation.probe import ProbeSchedule
+from audiation.protocols import PROTOCOLS
 
 METADATA_ROOT = "AUDIATION_METADATA_ROOT"
 _GIVEN = os.environ.get(METADATA_ROOT)  # read before any test hides the variable from the code under test
@@ -41,3 +45,11 @@ def pytest_terminal_summary(terminalreporter, config):
     count = len(ran & wanted)
     reason = "" if _GIVEN else f" ({METADATA_ROOT} is not set)"
     terminalreporter.write_line(f"official metadata: {count} of {len(wanted)} tests that need it ran{reason}")
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Probes of jukemir-single end soon: for tests that are about the accounts, not the score."""
+    short = dataclasses.replace(PROTOCOLS["jukemir-single"], schedule=ProbeSchedule(patience=4))
+    known = {name: PROTOCOLS[name] for name in PROTOCOLS} | {"jukemir-single": short}
+    monkeypatch.setattr("audiation.evaluation.PROTOCOLS", known)

@@ -11,11 +11,13 @@ import torch
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.adapted_evaluation import answer_examples
 from audiation.annotations import Emotion, Key, Label
-from audiation.evaluation import Run, _best_rule, _rules, answer_tracks, evaluate
+from audiation.evaluation import Run, evaluate
 from audiation.loading import load_backbone
 from audiation.methods import inject
 from audiation.metrics import ACCURACY, KEY_WEIGHTED
 from audiation.probe import ProbeConfig
+from audiation.probe_evaluation import aggregation_rules
+from audiation.probe_scores import ValidationScorer, answer_tracks
 from audiation.protocols import PROTOCOLS
 from audiation.targets import ClassTarget, EmotionTarget, KeyTarget, TagsTarget
 from audiation.tasks import TASKS
@@ -38,33 +40,14 @@ def rows_of_keys(*windows):
     return rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A probe that answers what it is shown."""
-
-    def predict(self, vectors):
-        return vectors
-
-
-@dataclasses.dataclass(frozen=True)
-class Song:
-    track_id: str
-    key: Key
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Valid:
-    tracks: tuple[Song, ...]
-    vectors: torch.Tensor
-    track_of_window: torch.Tensor
-
-
-KEYS = dataclasses.replace(TASKS["giantsteps_key"], annotation=lambda song: song.key)
+KEYS = TASKS["giantsteps_key"]
 
 
 def chosen(keys, vectors, track_of_window, task=KEYS):
-    songs = tuple(Song(str(i), Key.from_index(k)) for i, k in enumerate(keys))
-    return _best_rule(JUKEMIR, task, Fitted(), Valid(songs, vectors, torch.tensor(track_of_window)))
+    references = [Key.from_index(k) for k in keys]
+    rules = aggregation_rules(JUKEMIR, task)
+    scorer = ValidationScorer(task.target, task.metrics[0], references, torch.tensor(track_of_window), rules)
+    return scorer.best_rule(vectors)
 
 
 # The rules -------------------------------------------------------------------------------------------------
@@ -127,11 +110,11 @@ def test_a_rule_that_nobody_has():
 
 
 def test_keys_alone_choose_among_four_rules():
-    assert _rules(JUKEMIR, TASKS["giantsteps_key"]) == AGGREGATIONS
+    assert aggregation_rules(JUKEMIR, TASKS["giantsteps_key"]) == AGGREGATIONS
     for name in ("gtzan_genre", "mtt", "emomusic", "gtzan_tempo", "nsynth_pitch"):
-        assert _rules(JUKEMIR, TASKS[name]) == ("logits_mean",)
+        assert aggregation_rules(JUKEMIR, TASKS[name]) == ("logits_mean",)
     fixed = dataclasses.replace(JUKEMIR, search_key_aggregation=False)
-    assert _rules(fixed, TASKS["giantsteps_key"]) == ("logits_mean",)
+    assert aggregation_rules(fixed, TASKS["giantsteps_key"]) == ("logits_mean",)
 
 
 def test_the_rule_that_is_best_on_validation_is_taken():
@@ -204,10 +187,9 @@ def hooktheory(tmp_path_factory):
 
 
 @pytest.fixture
-def places(hooktheory, tmp_path, monkeypatch):
+def places(hooktheory, tmp_path, monkeypatch, impatient):
     monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("AUDIATION_METADATA_ROOT", raising=False)
-    monkeypatch.setattr("audiation.probe.PATIENCE_EVALUATIONS", 8)
     # Windows of the task's own length would leave out excerpts as short as these.
     short = dataclasses.replace(TASKS["hooktheory_key"], clip_seconds=None)
     monkeypatch.setattr("audiation.evaluation.TASKS", {"hooktheory_key": short})

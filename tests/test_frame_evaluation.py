@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from audiation import evaluation
+from audiation import probe_evaluation
 from audiation.adaptation import AdaptConfig, train_adaptation
 from audiation.adapted import AdaptedModel, answer_track
 from audiation.adapter_files import save_adapter
@@ -290,7 +290,7 @@ def test_protocols_and_backbones_that_cannot_answer_about_frames_say_what_can(cl
         with pytest.raises(ValueError, match=message):
             evaluate(dataclasses.replace(BEAT_RUN, **changes), data_root=clicks, store_dir=tmp_path / "store")
 
-    able = r"Use a protocol that trains on frames: musicfm, petl"
+    able = r"Use a protocol that trains on frames: marble-unconstrained, musicfm, petl"
     refused(rf"'jukemir-single' probes one vector per window.*'scores-beats' asks about every frame\. {able}",
             protocol="jukemir-single", train="")  # fmt: skip
     refused("chroma gives one vector per clip, and this question is about every frame.*chroma-frames",
@@ -550,15 +550,14 @@ def test_a_probe_that_was_written_answers_as_its_run_did(
 
     monkeypatch.setattr("audiation.evaluation.load_backbone", load)
     monkeypatch.setattr("audiation.adapters.load_backbone", load)
-    monkeypatch.setattr("audiation.probe.PATIENCE_EVALUATIONS", 2)
     given: list[torch.Tensor] = []
-    answer = evaluation.answer_tracks
+    answer = probe_evaluation.track_logits
 
     def remember(target, logits, track_of_window, rule="logits_mean"):
         given.append(mean_per_track(logits, track_of_window))
         return answer(target, logits, track_of_window, rule)
 
-    monkeypatch.setattr(evaluation, "answer_tracks", remember)
+    monkeypatch.setattr(probe_evaluation, "track_logits", remember)
     run = Run(backbone, "scores-timbre")
     if backbone != "mfcc":
         run = dataclasses.replace(run, weights="random", num_layers=1)
@@ -618,7 +617,7 @@ def test_stems_are_separated_and_scored_at_both_rates(musdb, tmp_path):
     assert result.predictions[0].reference == "vocals, drums, bass, other"
     assert "24000 Hz: vocals" in result.predictions[0].estimate
     assert result.run["layer"] is None and result.run["layers"] == [1]
-    assert result.run["config"]["steps"] == 4 and result.run["departs_from_protocol"]
+    assert result.run["config"]["steps"] == 4 and result.departures
     assert result.coverage == 1.0 and result.failures == ()
     result.save(tmp_path / "result.json")
     assert Run.of(Result.load(tmp_path / "result.json")) == SEPARATION_RUN

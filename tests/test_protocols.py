@@ -27,7 +27,7 @@ def test_jukemir_single_is_the_configuration_of_the_specification():
         ),
     )
     assert "one of the 216 configurations" in protocol.describe()
-    assert "MLP with 512 hidden units" in protocol.describe()
+    assert "head with a hidden layer of 512 units" in protocol.describe()
 
 
 def test_every_protocol_describes_itself_and_is_a_frozen_value():

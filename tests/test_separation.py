@@ -799,7 +799,7 @@ def test_judging_gives_scores_that_metrics_and_bootstrap_read(tmp_path, tracks, 
         judge(train="step=2")
     outcome = judge(train=choices)
     assert [t.track_id for t in outcome.test_tracks] == ["song 3", "song 0"]
-    assert outcome.resolved["layers"] == [1] and outcome.resolved["departs_from_protocol"]
+    assert outcome.resolved["layers"] == [1] and outcome.departures
     assert outcome.resolved["filtering"]["stereo"] == "each"
     assert [track_id for track_id, _ in outcome.failures["test"]] == ["broken"]
     assert stages == ["training", "training", "test"]

@@ -18,14 +18,13 @@ _VERBS = {
     "AdapterBank": "audiation.adapters",
     "extract": "audiation.extraction",
     "evaluate": "audiation.evaluation",
-    "Run": "audiation.evaluation",
+    "Run": "audiation.run",
     "Result": "audiation.results",
 }
 
 if TYPE_CHECKING:
     from audiation.adapters import AdapterBank as AdapterBank
     from audiation.adapters import load_adapter as load_adapter
-    from audiation.evaluation import Run as Run
     from audiation.evaluation import evaluate as evaluate
     from audiation.extraction import extract as extract
     from audiation.loading import load_backbone as load_backbone
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from audiation.own_audio import adapt as adapt
     from audiation.own_audio import predict as predict
     from audiation.results import Result as Result
+    from audiation.run import Run as Run
 
 
 def __getattr__(name: str) -> Any:

@@ -22,11 +22,12 @@ from audiation.backbones import Backbone
 from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import ExtractProgress
+from audiation.grid import GridProgress
 from audiation.methods import format_method, parse_choices
 from audiation.protocols import AdaptProtocol
-from audiation.results import current_versions
+from audiation.results import Trial, current_versions
 from audiation.splits import Split
-from audiation.targets import clip_target
+from audiation.targets import ONE_OF_SEVERAL, clip_target
 from audiation.tasks import Task
 from audiation.track_windows import Example
 from audiation.training import TrainingProgress
@@ -38,6 +39,7 @@ class EvaluationProgress:
 
     extraction: set while features are made; training: while a model is adapted; the others while a probe is trained.
     detail: what is worth a line of its own, once.
+    grid: set while probes are trained.
     """
 
     stage: Literal["data", "features", "probe", "training", "test"]
@@ -46,6 +48,7 @@ class EvaluationProgress:
     detail: str = ""
     validation_score: float | None = None
     step: int = 0
+    grid: GridProgress | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Outcome:
     estimates: one per test track.
     failures: split -> (track id, reason) of recordings that could not be used.
     num_parameters: trained ones, head included.
+    confidences: probability of each estimate, where it is one class out of several.
+    chosen, trials, curve, departures: as in `results.Result`.
     """
 
     resolved: dict[str, Any]
@@ -65,6 +70,12 @@ class Outcome:
     num_parameters: int
     train_seconds: float
     best_step: int
+    confidences: tuple[float, ...] | None = None
+    extract_seconds: float = 0.0
+    chosen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    curve: tuple[tuple[int, float], ...] = ()
+    departures: tuple[str, ...] = ()
 
 
 def judge_adapted(
@@ -151,7 +162,6 @@ def judge_adapted(
             "windows": dataclasses.asdict(model.policy) | {"window_seconds": model.crop_seconds},
             "caching": adaptation.caching,
             "config": dataclasses.asdict(config),
-            "departs_from_protocol": bool(train),
         },
         test_tracks=tuple(t for t in splits["test"].tracks if t.track_id in answers.estimates),
         estimates=tuple(answers.estimates.values()),
@@ -159,6 +169,10 @@ def judge_adapted(
         num_parameters=sum(p.numel() for p in adaptation.model.parameters() if p.requires_grad),
         train_seconds=report.train_seconds,
         best_step=report.best_step,
+        confidences=answers.confidences,
+        chosen={"layer": str(adaptation.model.layer), "learning_rate": config.learning_rate},
+        curve=tuple((v.step, v.score) for v in report.history),
+        departures=() if protocol.free else tuple(filter(None, train.split(","))),
     )
 
 
@@ -169,10 +183,14 @@ def with_choices(config: AdaptConfig, choices: str, what: str) -> AdaptConfig:
 
 @dataclass(frozen=True)
 class Answers:
-    """estimates: track id -> annotation, in order. failures: (track id, reason)."""
+    """estimates: track id -> annotation, in order. failures: (track id, reason).
+
+    confidences: of each estimate, where it is one class out of several.
+    """
 
     estimates: dict[str, Any]
     failures: tuple[tuple[str, str], ...]
+    confidences: tuple[float, ...] | None = None
 
 
 def answer_examples(
@@ -183,6 +201,7 @@ def answer_examples(
     groups: track id -> group; the windows of a group are combined, and it has one estimate, of its first recording.
     """
     estimates: dict[str, Any] = {}
+    confidences: dict[str, float] = {}
     failures: list[tuple[str, str]] = []
     windows: dict[str, list[Tensor]] = {}
     first: dict[str, str] = {}
@@ -193,11 +212,14 @@ def answer_examples(
             windows.setdefault(group, []).extend(() if groups is None else answer.window_logits)
             if first.setdefault(group, example.track_id) == example.track_id:
                 estimates[example.track_id] = answer.annotation
+                together = answer.logits
             else:
                 together = clip_target(model.target).combine(
                     torch.stack(windows[group]), model.policy.aggregation
                 )
                 estimates[first[group]] = model.target.decode(together)
+            if isinstance(model.target, ONE_OF_SEVERAL):
+                confidences[first[group]] = float(together.double().softmax(-1).max())
         except AudioError as error:
             failures.append((example.track_id, str(error)))
-    return Answers(estimates, tuple(failures))
+    return Answers(estimates, tuple(failures), tuple(confidences.values()) if confidences else None)

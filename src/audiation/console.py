@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from rich.table import Table
 from audiation.backbones import BACKBONES
 from audiation.cache import cache_dir
 from audiation.distributed import this_rank
-from audiation.evaluation import EvaluationProgress, Run, default_layer, evaluate
+from audiation.evaluation import EvaluationProgress, Run, evaluate
 from audiation.extraction import ExtractProgress, extract
+from audiation.grid import GridProgress
 from audiation.leaderboard import render_table
 from audiation.loading import load_backbone
 from audiation.music_files import find_music
@@ -33,6 +35,7 @@ from audiation.predictions import (
 from audiation.published import published_beside
 from audiation.results import Result
 from audiation.store_rows import Failure
+from audiation.stored_vectors import default_layer
 from audiation.training import TrainingProgress, process_group
 
 
@@ -270,10 +273,8 @@ def _show_evaluation(bar: Progress, row: TaskID, state: EvaluationProgress) -> N
         _show_training(bar, row, state.training)
     elif state.detail:
         bar.console.print(state.detail, highlight=False)
-    elif state.stage == "probe":
-        bar.update(
-            row, total=None, detail=f"probe: step {state.step}, validation {state.validation_score:.3f}"
-        )
+    elif state.grid is not None:
+        _show_grid(bar, row, state.grid)
     else:
         bar.update(row, total=None, detail=state.stage)
 
@@ -285,6 +286,16 @@ def _show_training(bar: Progress, row: TaskID, state: TrainingProgress) -> None:
     if state.seconds_left is not None:
         parts.append(f"{_duration(state.seconds_left)} left")
     bar.update(row, total=state.steps, completed=state.step, detail=", ".join(parts))
+
+
+def _show_grid(bar: Progress, row: TaskID, state: GridProgress) -> None:
+    parts = [f"{state.num_alive} of {state.num_configs} probes in training", f"step {state.step}"]
+    if math.isfinite(state.best_score):
+        parts.append(f"best validation {state.best_score:.3f}")
+    if state.seconds_left is not None:
+        parts.append(f"{_duration(state.seconds_left)} left or more")
+    done = state.num_configs - state.num_alive
+    bar.update(row, total=state.num_configs, completed=done, detail=", ".join(parts))
 
 
 def _headline(result: Result) -> str:

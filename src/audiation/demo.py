@@ -12,11 +12,12 @@ from audiation.bootstrap import paired_interval
 from audiation.cache import cache_dir
 from audiation.console import evaluate_with_progress, new_progress, result_path
 from audiation.datasets.scores import make_scores
-from audiation.evaluation import Run, load_splits
 from audiation.leaderboard import render_table
 from audiation.protocols import PROTOCOLS
 from audiation.published import published_beside
 from audiation.results import Result, ResultError, current_versions
+from audiation.run import Run
+from audiation.splits import load_splits
 from audiation.tasks import TASKS
 
 BACKBONES = ("chroma", "mfcc")

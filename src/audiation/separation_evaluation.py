@@ -107,7 +107,6 @@ def judge_separation(
             "feature_chunk_seconds": config.feature_chunk_seconds,
             "lstm_state": "carried" if config.direction == "forward" else "restarted",
             "config": dataclasses.asdict(config),
-            "departs_from_protocol": bool(train),
         },
         test_tracks=tuple(t for t in splits["test"].tracks if t.track_id in found.scores),
         estimates=tuple(found.scores.values()),
@@ -115,4 +114,10 @@ def judge_separation(
         num_parameters=sum(p.numel() for p in trained.model.parameters() if p.requires_grad),
         train_seconds=report.train_seconds,
         best_step=report.best_step,
+        chosen={
+            "layer": str(layer) if layer is not None else "weighted-sum",
+            "learning_rate": config.learning_rate,
+        },
+        curve=tuple((v.step, v.score) for v in report.history),
+        departures=tuple(filter(None, train.split(","))),
     )

@@ -428,3 +428,11 @@ class TempoTarget:
 
     def scores(self, logits: Tensor) -> dict[str, float]:
         return _probabilities((f"{bpm} BPM" for bpm in range(TEMPO_BINS)), logits)
+
+
+ONE_OF_SEVERAL = (
+    ClassTarget,
+    KeyTarget,
+    PitchTarget,
+    TempoTarget,
+)  # the softmax of their outputs is a probability

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from audiation.console import evaluate_with_progress
-from audiation.evaluation import Run
 from audiation.methods import parse_choices
 from audiation.registry import Registry
 from audiation.results import Result, ResultError, current_versions
+from audiation.run import Run
 
 
 class Recipe(Protocol):

@@ -1,0 +1,281 @@
+"""Grids of probes: all configurations at once against one after another in plain PyTorch with fused Adam.
+
+  jukemir   the 216 configurations on 930 vectors of 4,800 dimensions (GTZAN with Jukebox), so many steps of each, with
+            the validation split looked at every 8 steps
+  marble    84 configurations: 13 layers and the weighted sum, six learning rates, 930 vectors of 768 dimensions
+  same      the whole jukemir grid at 120 dimensions: are the same configuration and checkpoint selected?
+  memory    peak memory of a stack at the size of MagnaTagATune: 18,706 vectors of 4,800 dimensions, 50 tags
+
+Peers draw dropout with `nn.Dropout` and gather batches as users would. Every shape is measured in turn, a stack and then
+its peers, so that a noisy machine touches both; peers are measured on one configuration per shape and multiplied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+from audiation.annotations import Label, Tags
+from audiation.grid import train_grid
+from audiation.grid_inputs import GridInputs
+from audiation.grid_stack import Stack
+from audiation.probe import WEIGHTED_SUM, ProbeConfig, ProbeSchedule
+from audiation.protocols import PROTOCOLS
+from audiation.targets import ClassTarget, TagsTarget
+
+CLASSES = tuple("abcdefghij")
+LOOK_EVERY = 8
+
+
+def vectors(
+    count: int, dim: int, layers: range, seed: int = 0
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
+    centres = torch.randn(len(CLASSES), dim, generator=torch.Generator().manual_seed(99))
+    return {i: centres[labels] * 0.2 + torch.randn(count, dim, generator=generator) for i in layers}, labels
+
+
+class Peer(nn.Module):
+    """What a user writes: dropout, linear, and for a weighted sum a softmax over layers."""
+
+    def __init__(self, config: ProbeConfig, dim: int, num_layers: int) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Dropout(config.dropout)] if config.input_dropout else []
+        if config.hidden_size is not None:
+            parts += [nn.Linear(dim, config.hidden_size), nn.ReLU(), nn.Dropout(config.dropout)]
+        self.head = nn.Sequential(*parts, nn.Linear(config.hidden_size or dim, len(CLASSES)))
+        self.mix = nn.Parameter(torch.randn(num_layers)) if config.layer == WEIGHTED_SUM else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.mix is not None:  # (B, L, D)
+            x = torch.einsum("l,bld->bd", self.mix.softmax(0), x)
+        return self.head(x)
+
+
+def time_peer(config: ProbeConfig, train: dict[int, torch.Tensor], labels: torch.Tensor, steps: int) -> float:
+    """Seconds per step, looks at 290 vectors every 8 steps included (jukemir), or none (marble)."""
+    if config.layer == WEIGHTED_SUM:
+        x = torch.stack([train[i] for i in sorted(train) if i > 0], 1)
+    else:
+        x = train[config.layer]  # type: ignore[index]
+        if config.standardise:
+            x = (x - x.mean(0)) / x.std(0)
+    model = Peer(config, x.shape[-1], len(train) - 1)
+    optimiser = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    held_out = x[:290]
+    loss_of = nn.CrossEntropyLoss()
+
+    def run(count: int) -> float:
+        started = time.perf_counter()
+        for step in range(count):
+            if step % LOOK_EVERY == 0:
+                model.eval()
+                with torch.no_grad():
+                    (model(held_out).argmax(1) == labels[:290]).float().mean().item()
+                model.train()
+            rows = torch.randperm(len(x))[: config.batch_size]
+            loss = loss_of(model(x[rows]), labels[rows])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+        return (time.perf_counter() - started) / count
+
+    run(LOOK_EVERY)
+    return run(steps)
+
+
+def time_stack(
+    configs: list[ProbeConfig], inputs: GridInputs, labels: torch.Tensor, schedule: ProbeSchedule, steps: int
+) -> float:
+    """Seconds per step of all configurations together."""
+    target = ClassTarget(CLASSES)
+    layers = [
+        (c.layer,) if isinstance(c.layer, int) else tuple(i for i in inputs.train if i) for c in configs
+    ]
+    stack = Stack(range(len(configs)), configs, layers, inputs, target, labels, schedule)
+    for _ in range(3):
+        stack.train_step()
+
+    started = time.perf_counter()
+    for step in range(steps):
+        if step % LOOK_EVERY == 0:
+            (stack.valid_logits().argmax(-1) == labels[:290]).float().mean(1)
+        stack.train_step()
+    return (time.perf_counter() - started) / steps
+
+
+def compare(
+    name: str, configs: list[ProbeConfig], train: dict[int, torch.Tensor], labels: torch.Tensor, steps: int
+) -> None:
+    held_out = {i: x[:290] for i, x in train.items()}
+    inputs = GridInputs(train, held_out, torch.device("cpu"))
+    schedule = ProbeSchedule()
+    halves: dict[str, list[float]] = {}
+    key = lambda c: (c.hidden_size is not None, c.batch_size, c.dropout, c.layer == WEIGHTED_SUM)  # noqa: E731
+    print(f"{name}: {len(configs)} configurations; milliseconds per step of all configurations of a shape")
+    for shape, group in itertools.groupby(sorted(configs, key=key), key):
+        members = list(group)
+        members.sort(key=lambda c: (str(c.layer), c.standardise))
+        together = time_stack(members, inputs, labels, schedule, steps)
+        alone = time_peer(members[0], train, labels, min(steps, 40)) * len(members)
+        half = "MLP" if shape[0] else "linear"
+        for which in (half, "all"):
+            sums = halves.setdefault(which, [0.0, 0.0])
+            sums[0] += together
+            sums[1] += alone
+        kind = f"{half}, batch {shape[1]}, dropout {shape[2]}" + (", weighted sum" if shape[3] else "")
+        print(
+            f"  {kind:45} x{len(members):3}: {1e3 * together:8.1f} against {1e3 * alone:8.1f}  {alone / together:5.1f}x"
+        )
+    for which, (together, alone) in halves.items():
+        print(
+            f"  {which:45}     : {1e3 * together:8.1f} against {1e3 * alone:8.1f}  {alone / together:5.1f}x"
+        )
+    limits(configs, next(iter(train.values())).shape[1], 1e3 * halves["all"][0])
+
+
+def limits(configs: list[ProbeConfig], dim: int, measured_ms: float) -> None:
+    """What is left against what the machine can do."""
+    a = torch.randn(2048, 2048)
+    peak = best_of(lambda: a @ a)
+    flops_per_second = 2 * 2048**3 / peak
+    big = [torch.zeros(2**24) for _ in range(4)]
+    step = torch.tensor(1.0)
+    adam = best_of(
+        lambda: torch._fused_adam_(
+            big[:1], big[1:2], big[2:3], big[3:], [], [step], lr=1e-3, beta1=0.9, beta2=0.999, weight_decay=0.0,
+            eps=1e-8, amsgrad=False, maximize=False,
+        )
+    ) / 2**24  # fmt: skip
+    stream = np.random.SFC64(0)
+    bits = best_of(lambda: stream.random_raw(2**18)) / 2**21
+    flops = sum(4.0 * c.batch_size * dim * (c.hidden_size or len(CLASSES)) for c in configs)
+    parameters = sum(dim * (c.hidden_size or len(CLASSES)) for c in configs)
+    masks = sum(
+        {
+            (c.batch_size, c.dropout, c.hidden_size): c.batch_size * dim for c in configs if c.input_dropout
+        }.values()
+    )
+    parts = {
+        f"products, {flops / 1e9:.0f} GFLOP at {flops_per_second / 1e9:.0f} GFLOP/s": flops
+        / flops_per_second,
+        f"Adam, {parameters / 1e6:.0f} M parameters at {28 / adam / 1e9:.0f} GB/s": parameters * adam,
+        f"dropout, {masks / 1e6:.1f} M random bytes": masks * bits,
+    }
+    for what, seconds in parts.items():
+        print(f"  limit: {what}: {1e3 * seconds:.1f} ms")
+    print(f"  measured {measured_ms:.1f} ms; the limits add up to {1e3 * sum(parts.values()):.1f} ms")
+
+
+def best_of(work, repeats: int = 5) -> float:
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def jukemir(steps: int) -> None:
+    train, labels = vectors(930, 4800, range(1))
+    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
+    compare("jukemir", configs, train, labels, steps)
+
+
+def marble(steps: int) -> None:
+    train, labels = vectors(930, 768, range(13))
+    layers = [*range(13), WEIGHTED_SUM]
+    probes = PROTOCOLS["marble-constrained"].probes
+    configs = [ProbeConfig(**{**vars(c), "layer": layer}) for layer in layers for c in probes]
+    compare("marble", configs, train, labels, steps)
+
+
+def same() -> None:
+    train, labels = vectors(443, 120, range(1))
+    valid, valid_labels = vectors(197, 120, range(1), seed=1)
+    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
+    target, annotations = ClassTarget(CLASSES), [Label(CLASSES[i]) for i in labels.tolist()]
+
+    def score(logits: torch.Tensor) -> np.ndarray:
+        return (logits.argmax(-1) == valid_labels).double().mean(1).numpy()
+
+    schedule = ProbeSchedule()
+    started = time.perf_counter()
+    together = train_grid(configs, schedule, target, train, annotations, valid, score)
+    between = time.perf_counter()
+    alone = [train_grid([c], schedule, target, train, annotations, valid, score).trials[0] for c in configs]
+    ended = time.perf_counter()
+    equal = sum(
+        (a.best_score, a.best_step, a.last_step) == (b.best_score, b.best_step, b.last_step)
+        for a, b in zip(alone, together.trials, strict=True)
+    )
+    first = max(alone, key=lambda t: t.best_score)
+    selected = first.config == together.best.config and first.best_step == together.best.best_step
+    print(
+        f"same: {equal} of {len(configs)} configurations have the same best score, checkpoint and end; the same one is "
+        f"selected: {selected}. {between - started:.0f} s against {ended - between:.0f} s "
+        f"({(ended - between) / (between - started):.1f}x)"
+    )
+
+
+def memory() -> None:
+    count, dim, tags = 18_706, 4_800, tuple(f"tag {i}" for i in range(50))
+    generator = torch.Generator().manual_seed(0)
+    train = {0: torch.randn(count, dim, generator=generator)}
+    valid = {0: torch.randn(1_825, dim, generator=generator)}
+    truth = (torch.rand(count, len(tags), generator=generator) < 0.1).float()
+    annotations = [Tags(dict(zip(tags, row, strict=True))) for row in truth.tolist()]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
+    looks = 0
+
+    class Enough(Exception):
+        pass
+
+    def score(logits: torch.Tensor) -> np.ndarray:
+        nonlocal looks
+        looks += 1
+        if looks > 3:
+            raise Enough
+        return np.zeros(len(logits))
+
+    widest = [c for c in configs if c.hidden_size and c.batch_size == 256 and c.dropout == 0.5]
+    try:
+        train_grid(widest, ProbeSchedule(), TagsTarget(tags), train, annotations, valid, score)
+    except Enough:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"memory: {peak / 2**20:.2f} GiB at the peak with a stack of {len(widest)} two-layer probes ({before / 2**20:.2f} "
+        f"GiB before it: the vectors are {count * dim * 4 / 2**30:.2f} GiB)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", default=["jukemir", "marble", "same", "memory"])
+    parser.add_argument("--steps", type=int, default=200)
+    arguments = parser.parse_args()
+    for what in arguments.what:
+        if what in ("jukemir", "marble"):
+            {"jukemir": jukemir, "marble": marble}[what](arguments.steps)
+        elif what in ("same", "memory"):
+            {"same": same, "memory": memory}[what]()
+        else:
+            parser.error(f"there is no benchmark '{what}'")
+
+
+if __name__ == "__main__":
+    main()
