@@ -6,8 +6,8 @@
   same      the whole jukemir grid at 120 dimensions: are the same configuration and checkpoint selected?
   memory    peak memory of a stack at the size of MagnaTagATune: 18,706 vectors of 4,800 dimensions, 50 tags
 
-Peers draw dropout with `nn.Dropout` and gather batches as users would. Every shape is measured in turn, a stack and then
-its peers, so that a noisy machine touches both; peers are measured on one configuration per shape and multiplied.
+Peers draw dropout with `nn.Dropout` and gather batches as users would. Every shape is measured in turn, a stack and
+then its peers, so that a noisy machine touches both; peers are measured on one configuration per shape and multiplied.
 """
 
 from __future__ import annotations
@@ -239,25 +239,25 @@ def memory() -> None:
     configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
     looks = 0
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def score(logits: torch.Tensor) -> np.ndarray:
         nonlocal looks
         looks += 1
         if looks > 3:
-            raise Enough
+            raise EnoughError
         return np.zeros(len(logits))
 
     widest = [c for c in configs if c.hidden_size and c.batch_size == 256 and c.dropout == 0.5]
     try:
         train_grid(widest, ProbeSchedule(), TagsTarget(tags), train, annotations, valid, score)
-    except Enough:
+    except EnoughError:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"memory: {peak / 2**20:.2f} GiB at the peak with a stack of {len(widest)} two-layer probes ({before / 2**20:.2f} "
-        f"GiB before it: the vectors are {count * dim * 4 / 2**30:.2f} GiB)"
+        f"memory: {peak / 2**20:.2f} GiB at the peak with a stack of {len(widest)} two-layer probes "
+        f"({before / 2**20:.2f} GiB before it; the vectors alone are {count * dim * 4 / 2**30:.2f} GiB)"
     )
 
 

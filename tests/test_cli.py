@@ -57,7 +57,7 @@ def test_version(monkeypatch, capsys):
         ("tasks", ["scores-key", "gtzan_genre"]),
         ("datasets", ["scores", "gtzan"]),
         ("methods", ["probe"]),
-        ("protocols", ["jukemir-single", "216"]),
+        ("protocols", ["jukemir-single", "marble-constrained"]),
         ("objectives", ["No objectives yet"]),
     ],
 )

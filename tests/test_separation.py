@@ -198,7 +198,7 @@ def test_metrics_read_the_scores_of_tracks():
     names = {m.name: m.printed_name for m in SEPARATION_METRICS}
     assert names["sdr_mdx2021_vocals"] == names["sdr_mdx2021_24khz_vocals"] == "sdr_vocals"
     assert len(names) == 10
-    assert str(scores[0]).startswith("44100 Hz: vocals 4.00 dB, drums 3.00 dB")
+    assert str(scores[0]).startswith("44100 Hz: vocals 4.0 dB, drums 3.0 dB")
 
 
 def test_metrics_refuse_scores_that_are_not_there():

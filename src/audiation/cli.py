@@ -8,6 +8,9 @@ from typing import Literal
 
 import tyro
 
+from audiation.compare_commands import compare_features
+from audiation.leaderboard_commands import leaderboard
+
 Kind = Literal["backbones", "tasks", "datasets", "methods", "protocols", "objectives"]
 
 
@@ -116,14 +119,15 @@ def evaluate(
         task: name as in `audiation list tasks`.
         run: repeat the run of this result file (then give no other choices of the run).
         method: how the backbone is adapted, as in `audiation list methods`.
-        protocol: rules of training and selection, as in `audiation list protocols`; default: jukemir-single for
+        protocol: rules of training and selection, as in `audiation protocols list`; default: jukemir-single for
             probes, musicfm where every frame is asked about, marble-v1-separation for musdb18, petl for methods that
             adapt.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
         num_layers: cut the model to its first blocks.
-        layer: layer to probe; default: the model's recommended layer, else the last.
+        layer: layer to probe; default: what the protocol searches, or the model's recommended layer, else the last.
         precision: bf16 computes encoder and stem in bfloat16.
-        train: choices that depart from a protocol that adapts, for example steps=500,precision=fp32.
+        train: choices that depart from a protocol: of one that adapts, for example steps=500,precision=fp32; of one
+            that searches a grid, what is not searched, for example batch_size=64,weight_decay=0,layer=weighted-sum.
         seed: of the probe, of the bootstrap and of random weights.
         data_root: folder with one folder per data set (default: $AUDIATION_DATA_ROOT); `scores` makes itself.
         metadata_root: folder with local copies of official split and annotation files.
@@ -338,6 +342,27 @@ def demo(workers: int = 2) -> None:
     run_demo(workers=workers)
 
 
+def protocols(
+    action: tyro.conf.Positional[Literal["list", "show"]],
+    name: tyro.conf.Positional[str | None] = None,
+    /,
+) -> None:
+    """Say what the evaluation protocols fix.
+
+    Args:
+        action: list, or show one of them as prose.
+        name: protocol as in `audiation protocols list`.
+    """
+    from audiation.listing import render, show_protocol
+
+    if action == "list":
+        render("protocols")
+    elif name is None:
+        raise ValueError("protocols show needs a name from `audiation protocols list`")
+    else:
+        show_protocol(name)
+
+
 def datasets(
     action: tyro.conf.Positional[Literal["list", "get", "verify", "match"]],
     name: tyro.conf.Positional[str | None] = None,
@@ -397,6 +422,9 @@ def main() -> None:
                 "predict": predict,
                 "parameters": parameters,
                 "recipe": recipe,
+                "compare-features": compare_features,
+                "leaderboard": leaderboard,
+                "protocols": protocols,
                 "export-peft": export_peft,
             },
             prog="audiation",

@@ -29,13 +29,35 @@ def _yes(value: bool) -> str:
 
 def _backbones() -> tuple[list[list[str]], list[str]]:
     from audiation.backbones import BACKBONES
+    from audiation.cards import card_of
 
     rows = []
     for name in BACKBONES:
-        spec = BACKBONES[name]
-        size = f"{spec.published_parameters:,}" if spec.published_parameters else "-"
-        rows.append([name, spec.summary, size, spec.weights_licence, _yes(spec.commercial_use)])
-    return rows, ["name", "what it is", "parameters as published", "weights licence", "commercial use"]
+        card = card_of(name)
+        lines = {line.label: line.text for line in card.lines()}
+        size = f"{card.parameters:,}" if card.parameters else "-"
+        learned = card.pretrain_data + (f" ({card.pretrain_hours:,g} h)" if card.pretrain_hours else "")
+        rows.append(
+            [
+                name,
+                card.summary,
+                size,
+                learned,
+                lines["frames"],
+                card.weights_licence,
+                _yes(card.commercial_use),
+            ]
+        )
+    columns = [
+        "name",
+        "what it is",
+        "parameters",
+        "pre-trained on",
+        "frames",
+        "weights licence",
+        "commercial use",
+    ]
+    return rows, columns
 
 
 def _tasks() -> tuple[list[list[str]], list[str]]:
@@ -80,7 +102,32 @@ def _methods() -> tuple[list[list[str]], list[str]]:
 def _protocols() -> tuple[list[list[str]], list[str]]:
     from audiation.protocols import PROTOCOLS
 
-    return [[name, PROTOCOLS[name].describe()] for name in PROTOCOLS], ["name", "what it fixes"]
+    rows = [[name, str(PROTOCOLS[name].version), PROTOCOLS[name].source] for name in PROTOCOLS]
+    return rows, ["name", "version", "rules of"]
+
+
+def show_protocol(name: str, console: Console | None = None) -> None:
+    """Print a protocol as prose, and the table of its tasks where they differ. UnknownNameError for other names."""
+    from audiation.protocols import PROTOCOLS, Protocol
+
+    console, protocol = console or Console(), PROTOCOLS[name]
+    console.print(f"{name}, version {protocol.version}", style="bold", highlight=False)
+    console.print(protocol.describe(), highlight=False, markup=False)
+    if not (isinstance(protocol, Protocol) and protocol.task_schedules):
+        return
+    table = Table(title="tasks that differ", title_justify="left")
+    for column in ("tasks", "max epochs", "rate is lowered after", "by", "ends after"):
+        table.add_column(column, overflow="fold")
+    for tasks, schedule in protocol.task_schedules:
+        cells = (schedule.max_epochs, schedule.halve_patience, schedule.factor, schedule.patience)
+        table.add_row(", ".join(tasks), *map(str, cells))
+    console.print(table)
+    for task, probes in protocol.task_probes:
+        rates = ", ".join(f"{p.learning_rate:g}" for p in probes)
+        console.print(f"{task}: learning rate {rates}.", highlight=False)
+    if protocol.task_layers:
+        layers = ", ".join(f"{task} {layer} ({backbone})" for backbone, task, layer in protocol.task_layers)
+        console.print(f"Layers: {layers}.", highlight=False)
 
 
 def _objectives() -> tuple[list[list[str]], list[str]]:

@@ -334,8 +334,35 @@ def _r2(numbers: Callable[[Any], Sequence[float]]) -> Callable[[Sequence[Any], S
     return compute
 
 
+def _weighted_r2(
+    numbers: Callable[[Any], Sequence[float]],
+) -> Callable[[Sequence[Any], Sequence[Any]], WeightedScore]:
+    """The same for tracks that count several times; like scikit-learn, 0 or 1 where the references are all alike."""
+
+    def weighted(references: Sequence[Any], estimates: Sequence[Any]) -> WeightedScore:
+        truth, answers = (np.array([numbers(t) for t in tracks], float) for tracks in (references, estimates))
+        squared_errors = (truth - answers) ** 2
+
+        def score(weights: np.ndarray) -> float:
+            if weights.sum() < 2:
+                return math.nan
+            residual = weights @ squared_errors
+            total = weights @ (truth - weights @ truth / weights.sum()) ** 2
+            alike = total == 0
+            values = 1 - residual / np.where(alike, 1.0, total)
+            return float(np.where(alike, residual == 0, values).mean())
+
+        return score
+
+    return weighted
+
+
 def _r2_of_values(references: Sequence[Values], estimates: Sequence[Values]) -> float:
     return _r2(lambda track: _numbers(track, references[0]))(references, estimates)
+
+
+def _weighted_r2_of_values(references: Sequence[Values], estimates: Sequence[Values]) -> WeightedScore:
+    return _weighted_r2(lambda track: _numbers(track, references[0]))(references, estimates)
 
 
 def _mean_absolute_error(reference: Values, estimate: Values) -> float:
@@ -354,11 +381,15 @@ def _numbers(track: Values, first: Values) -> list[float]:
     return [track.values[name] for name in first.values]
 
 
-R2_AROUSAL = over_all_tracks("r2_arousal", _r2(lambda emotion: (emotion.arousal,)))
-R2_VALENCE = over_all_tracks("r2_valence", _r2(lambda emotion: (emotion.valence,)))
+def _r2_metric(name: str, numbers: Callable[[Any], Sequence[float]]) -> Metric:
+    return over_all_tracks(name, _r2(numbers), weighted=_weighted_r2(numbers))
+
+
+R2_AROUSAL = _r2_metric("r2_arousal", lambda emotion: (emotion.arousal,))
+R2_VALENCE = _r2_metric("r2_valence", lambda emotion: (emotion.valence,))
 # What jukemir selects models by.
-R2_MEAN = over_all_tracks("r2_mean", _r2(lambda emotion: (emotion.arousal, emotion.valence)))
-R2_VALUES = over_all_tracks("r2", _r2_of_values)
+R2_MEAN = _r2_metric("r2_mean", lambda emotion: (emotion.arousal, emotion.valence))
+R2_VALUES = over_all_tracks("r2", _r2_of_values, weighted=_weighted_r2_of_values)
 MEAN_ABSOLUTE_ERROR = mean_over_tracks("mae", _mean_absolute_error, higher_is_better=False)  # 0 is perfect
 
 

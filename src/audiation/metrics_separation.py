@@ -52,7 +52,7 @@ class StemScores:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{rate} Hz: " + ", ".join(f"{stem} {value:.2f} dB" for stem, value in stems.items())
+            f"{rate} Hz: " + ", ".join(f"{stem} {value!r} dB" for stem, value in stems.items())
             for rate, stems in self.sdr_db.items()
         )
 

@@ -93,7 +93,7 @@ _add(
     Protocol(
         name="marble-constrained",
         version=1,
-        source="MARBLE, constrained track (Yuan 2023, section 3.2; protocols, 2.4)",
+        source="MARBLE, constrained track (Yuan 2023, section 3.2)",
         probes=tuple(replace(MARBLE_PROBE, learning_rate=rate) for rate in MARBLE_LEARNING_RATES),
         layers="every and weighted-sum",
         schedule=_marble(100, 5, 20),

@@ -270,6 +270,21 @@ class Backbone(nn.Module):
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """What the official weights were trained on, before any task of the benchmark.
+
+    data: for people: which music; behind the first semicolon what else is to be said, like where sources disagree.
+    datasets: ids of the data sets that it is made of, as `cards.check_datasets` knows them; () where nobody published
+        which recordings they are.
+    hours: of audio; None: not known.
+    """
+
+    data: str
+    datasets: tuple[str, ...] = ()
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
 class BackboneSpec:
     """A registry entry: how to make a backbone, and what a person should know before using it.
 
@@ -279,6 +294,10 @@ class BackboneSpec:
     weights: where official weights live (`weights.OfficialWeights`), or None.
     has_encoder: whether it has blocks with sockets, so that it can be cut and takes every method.
     published_names: systems in the published results that are this representation, as printed there.
+    pretraining: of the official weights; None where there are none, or nothing was learnt.
+    paper: where the model was published; "" where the notes or nobody says.
+    outline: `outline() -> Backbone`, of full size but on the meta device, whose attributes are the model's sizes;
+        None: `build()` costs no more.
     """
 
     name: str
@@ -294,6 +313,9 @@ class BackboneSpec:
     has_encoder: bool = True
     published_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    pretraining: Pretraining | None = None
+    paper: str = ""
+    outline: Callable[[], Backbone] | None = None
 
 
 BACKBONES: Registry[BackboneSpec] = Registry("backbone", "audiation.backbones")

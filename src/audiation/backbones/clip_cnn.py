@@ -120,8 +120,19 @@ def register(name: str, summary: str, make: Callable[[], ClipCNN], notes: tuple[
         backbone.load_state_dict(tensors)
         return backbone
 
+    def outline() -> Backbone:
+        with torch.device("meta"):
+            return make()
+
     spec = BackboneSpec(
-        name, summary, build, from_published, recommended_layer=0, has_encoder=False, notes=notes
+        name,
+        summary,
+        build,
+        from_published,
+        recommended_layer=0,
+        has_encoder=False,
+        notes=notes,
+        outline=outline,
     )
     BACKBONES.add(name, spec)
 

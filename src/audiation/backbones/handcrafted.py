@@ -21,6 +21,9 @@ from torch import Tensor
 
 from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates
 
+PAPER = (
+    "Castellon, Donahue & Liang: Codified audio language modeling learns useful representations, ISMIR 2021"
+)
 SAMPLE_RATE_HZ = 22050
 HOP_SAMPLES = 512
 FFT_SAMPLES = 2048
@@ -212,6 +215,7 @@ def _register(
             has_encoder=False,
             published_names=published_names,
             notes=notes,
+            paper=PAPER if moments else "",
         ),
     )
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, OfficialModule
+from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, OfficialModule, Pretraining
 from audiation.backbones.transformer import PositionalConv, TransformerBlock, TransformerEncoder, gelu
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors, normalise_weight_norm
 
@@ -461,6 +461,15 @@ LARGE = BASE | {
 }
 
 
+def outline(config: Mapping[str, Any], name: str, sample_rate_hz: int) -> Mert:
+    """A backbone of these sizes whose parameters are on the meta device: nothing is drawn, nothing is stored."""
+    with torch.device("meta"):
+        return Mert(MertConfig.from_published(config), name, sample_rate_hz)
+
+
+THESIS = "Yuan: Benchmarking music audio pre-trained representations, thesis, Carnegie Mellon University 2023"
+
+
 def _register(
     name: str,
     repo_id: str,
@@ -469,6 +478,7 @@ def _register(
     config: dict[str, Any],
     parameters: int,
     published_names: tuple[str, ...],
+    pretraining: Pretraining,
 ) -> None:
     # Dropout rates differ between copies of a published config and do not touch inference: not checked.
     decisive = {key: value for key, value in config.items() if not key.endswith("_dropout")}
@@ -495,11 +505,15 @@ def _register(
                 "Never padded: the group norm runs over the whole clip. Keep one chunk length (5 s).",
                 "masked_spec_embed of the published file is for pre-training only and not registered.",
             ),
+            pretraining=pretraining,
+            paper=THESIS,
+            outline=partial(outline, config, name, sample_rate_hz),
         ),
     )
 
 
-# Names of the thesis, table 6.2; the PETL paper calls v1-95M just "MERT".
+# Names of the thesis, table 6.2; the PETL paper calls v1-95M just "MERT". Hours are those of its table 6.1, to which
+# scores are compared there; MERT spec 1.1 has the other sources.
 _register(
     "mert-v0",
     "m-a-p/MERT-v0",
@@ -508,6 +522,7 @@ _register(
     BASE,
     94_371_712,
     ("MERT-v0-95M",),
+    Pretraining("a private collection of 30 s excerpts of pop songs and instrumental music", (), 1_000),
 )
 _register(
     "mert-v0-public",
@@ -517,6 +532,9 @@ _register(
     BASE,
     94_371_712,
     ("MERT-v0-95M-public",),
+    Pretraining(
+        "Music4All (thesis); a mirror of the model adds a filtered part of FMA", ("music4all", "fma"), 910
+    ),
 )
 _register(
     "mert-v1-95m",
@@ -526,6 +544,12 @@ _register(
     BASE,
     94_371_712,
     ("MERT-v1-95M", "MERT"),
+    Pretraining(
+        "recordings mined from the Internet; sources disagree: 1,000 hours (thesis, chapter 5), 17,000 (its table "
+        "6.1), 20,000 (model card)",
+        (),
+        17_000,
+    ),
 )
 _register(
     "mert-v1-330m",
@@ -535,4 +559,5 @@ _register(
     LARGE,
     315_428_992,
     ("MERT-v1-330M",),
+    Pretraining("recordings mined from the Internet", (), 160_000),
 )

@@ -19,7 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, LocalStem, OfficialModule
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    LocalStem,
+    OfficialModule,
+    Pretraining,
+)
 from audiation.backbones.conformer import ConformerConfig, ConformerEncoder
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
 from audiation.backbones.musicfm_checkpoint import (
@@ -43,6 +50,7 @@ TRAINED_SECONDS = 30.0
 # window: 13.3 mel frames, of which four make a frame.
 EDGE_FRAMES = 4
 PUBLISHED_PARAMETERS = 328_932_480
+PAPER = "Won, Hung & Le: A foundation model for music informatics, ICASSP 2024 (arXiv 2311.03318)"
 
 
 @dataclass(frozen=True)
@@ -230,10 +238,15 @@ def from_published(
     return backbone
 
 
+def outline(statistics: Statistics, config: ConformerConfig, conv_channels: int = CONV_CHANNELS) -> MusicFM:
+    """A backbone of these sizes whose parameters are on the meta device: nothing is drawn, nothing is stored."""
+    with torch.device("meta"):
+        return MusicFM(statistics, config, conv_channels)
+
+
 def _without_values(statistics: Statistics, config: ConformerConfig, conv_channels: int) -> MusicFM:
     """A backbone whose parameters have storage but no values yet: no random number is drawn."""
-    with torch.device("meta"):
-        backbone = MusicFM(statistics, config, conv_channels)
+    backbone = outline(statistics, config, conv_channels)
     for module in backbone.modules():
         if any(p.is_meta for p in module.parameters(recurse=False)):
             module.to_empty(device="cpu", recurse=False)
@@ -279,6 +292,8 @@ BACKBONES.add(
         build=build_mini,
         from_published=from_published,
         notes=("A size of our own; nothing is published under this name.",),
+        paper=PAPER,
+        outline=partial(outline, MSD, MINI, MINI_CHANNELS),
     ),
 )
 
@@ -287,6 +302,7 @@ def _register(
     name: str,
     corpus: str,
     statistics: Statistics,
+    pretraining: Pretraining,
     checkpoint: OfficialFile,
     config: OfficialFile,
     published_names: tuple[str, ...] = (),
@@ -317,6 +333,9 @@ def _register(
                 "Layer 7 is what its authors recommend for frozen features, in float32.",
                 "Layer 12 has passed the encoder's final norm, layers 0 to 11 have not.",
             ),
+            pretraining=pretraining,
+            paper=PAPER,
+            outline=partial(outline, statistics, ConformerConfig()),
         ),
     )
 
@@ -325,6 +344,8 @@ _register(
     "musicfm-msd",
     "the Million Song Dataset",
     MSD,
+    # PETL paper, 4.2.1 ("the one trained on the Million Song Dataset"); no source says how many hours.
+    Pretraining("the Million Song Dataset; this checkpoint is not in the paper", ("msd",)),
     OfficialFile(
         "minzwon/MusicFM",
         "pretrained_msd.pt",
@@ -346,6 +367,11 @@ _register(
     "musicfm-fma",
     "the Free Music Archive",
     FMA,
+    # FMA-large by its repository (MusicFM spec, d). The 8,000 hours are of the paper's FM9, which may be another file.
+    Pretraining(
+        "FMA-large of the Free Music Archive; the paper's nearest model, FM9, had 8,000 hours of it and may be another",
+        ("fma",),
+    ),
     OfficialFile(
         "minzwon/MusicFM",
         "pretrained_fma.pt",

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from audiation.annotations import Key, Label, Tags, Tempo
 from audiation.backbones import BACKBONES
-from audiation.bootstrap import Interval, paired_interval
+from audiation.bootstrap import Interval
 from audiation.evaluation import Run
 from audiation.methods import format_method, parse_method
 from audiation.methods.prefix import Prefix
-from audiation.metrics import Metric
 from audiation.published import PublishedScore, published_rows
+from audiation.ranking import better_than_both
 from audiation.recipes.base import RECIPES, Carried, FailedRun, carry_out_runs
 from audiation.recipes.figures import write_csv
 from audiation.results import Result
-from audiation.targets import ClassTarget, KeyTarget, TagsTarget, TempoTarget
 from audiation.tasks import TASKS
 
 PETL_LAYERS = 6
@@ -251,8 +249,7 @@ def cells_of(runs: Sequence[Run], carried: Carried) -> list[Cell]:
             if finetuned is None or probed is None:
                 why = "no mark: FT or probing is missing"
             else:
-                beats = beats_both(result, finetuned, probed)
-                why = "" if beats is not None else _unreadable(run.task)
+                beats, why = mark_of(result, finetuned, probed)
         cells.append(Cell(run, result, "", printed_score(run), beats, why, best))
     return cells
 
@@ -268,42 +265,27 @@ def printed_score(run: Run) -> PublishedScore | None:
     return next((row for row in rows if (row.paper, row.method) == ("petl", title)), None)
 
 
+class Mark(NamedTuple):
+    """beats_both: None where it cannot be said, for the reason."""
+
+    beats_both: bool | None
+    reason: str = ""
+
+
+def mark_of(result: Result, finetuned: Result, probed: Result) -> Mark:
+    """Whether a system is better than FT and than probing: `ranking.better_than_both`, 1,000 resamples, 95 %."""
+    try:
+        found = better_than_both(result, finetuned, probed)
+    except ValueError as error:  # of this cell; the table is not lost for it
+        return Mark(None, f"no mark on {result.run['task']}: {error}")
+    if found.against_a.interval is None:
+        return Mark(None, "no mark: the systems share one test track")
+    return Mark(found.better)
+
+
 def beats_both(result: Result, finetuned: Result, probed: Result) -> bool | None:
-    """Whether a system is better than FT and than probing (protocols: PETL 5.4).
-
-    Test tracks that all three answered are drawn with replacement 1,000 times, the same for all three; the score is
-    computed anew; the 95 % intervals of both differences must lie above 0.
-
-    Returns:
-        None where answers cannot be read back from results, or one track is all that they share.
-    """
-    task = TASKS[result.run["task"]]
-    parse = _PARSERS.get(type(task.target))
-    if parse is None:
-        return None
-    metric: Metric = task.metrics[0]
-    answers = [{p.track_id: parse(p.estimate) for p in r.predictions} for r in (result, finetuned, probed)]
-    shared = [p for p in result.predictions if all(p.track_id in of for of in answers)]
-    references = [parse(p.reference) for p in shared]
-    ours, *others = [[of[p.track_id] for p in shared] for of in answers]
-    if len(shared) < 2:
-        return None
-    intervals = [paired_interval(metric, references, ours, theirs) for theirs in others]
-    return all(i is not None and (i.low > 0 if metric.higher_is_better else i.high < 0) for i in intervals)
-
-
-_PARSERS: dict[type, Callable[[str], Any]] = {
-    ClassTarget: Label.parse,
-    KeyTarget: Key.parse,
-    TagsTarget: Tags.parse,
-    TempoTarget: Tempo.parse,
-}
-
-
-def _unreadable(task: str) -> str:
-    if type(TASKS[task].target) in _PARSERS:
-        return "no mark: the systems share fewer than two test tracks"
-    return f"no mark: a result keeps answers as text, and those of {task} cannot be read back"
+    """`mark_of` without its reason."""
+    return mark_of(result, finetuned, probed).beats_both
 
 
 def _kind(method: str) -> str:
