@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from audiation.check_backbone_commands import check_backbone
 from audiation.compare_commands import compare_features
 from audiation.leaderboard_commands import leaderboard
 
@@ -53,7 +54,7 @@ def extract(
 
     Args:
         paths: audio files and folders.
-        backbone: name as in `audiation list backbones`.
+        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         store: folder of the feature store; made if it is not there.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
         layers: layers to store, for example --layers 4 7; default: the model's recommended layer, else the last.
@@ -115,7 +116,7 @@ def evaluate(
     The result is written as JSON; `--run RESULT.json` repeats it.
 
     Args:
-        backbone: name as in `audiation list backbones`.
+        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         task: name as in `audiation list tasks`.
         run: repeat the run of this result file (then give no other choices of the run).
         method: how the backbone is adapted, as in `audiation list methods`.
@@ -139,6 +140,7 @@ def evaluate(
     """
     from audiation.console import evaluate_with_progress
     from audiation.evaluation import Run, default_protocol
+    from audiation.own_backbones import load_recorded_backbone
     from audiation.results import Result
 
     if run is not None:
@@ -150,7 +152,9 @@ def evaluate(
         given = [flag for flag, (value, default) in choices.items() if value != default]
         if given:
             raise ValueError(f"--run repeats a stored run, so {', '.join(given)} cannot be given as well")
-        chosen = Run.of(Result.load(run))
+        stored = Result.load(run)
+        load_recorded_backbone(stored.run, lambda text: print(text, file=sys.stderr))
+        chosen = Run.of(stored)
     elif backbone is None or task is None:
         raise ValueError("name a --backbone and a --task, or repeat a stored result with --run RESULT.json")
     else:
@@ -215,7 +219,7 @@ def adapt(
 
     Args:
         data: CSV, JSONL or folder.
-        backbone: name as in `audiation list backbones`.
+        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         out: directory of the adapter.
         method: as in `audiation list methods`, with fields: lora:rank=4.
         kind: what the labels are; default: as the columns say.
@@ -252,6 +256,7 @@ def predict(
     merge: bool = False,
     format: Literal["timeline", "json", "csv", "jams", "lab", "beats"] | None = None,
     out: Path | None = None,
+    backbone: str | None = None,
     weights: str | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 4,
@@ -271,17 +276,21 @@ def predict(
         format: timeline, json and csv: one document for all; jams, lab (chords and sections) and beats: files for each
             audio file, so they need --out. Default: timeline after --run, else json.
         out: file (timeline, json, csv) or folder (jams, lab, beats); default: the terminal.
+        backbone: FILE.py:NAME that the models were made on, where it is your own; the file is executed.
         weights: of the backbone; default: the official ones, or the random ones the adapter was made on.
         precision: bf16 runs under autocast.
         batch_size: windows per forward pass.
         device: torch device.
     """
     from audiation.console import predict_with_progress
+    from audiation.own_backbones import load_own_backbone
 
     if not files:
         raise ValueError("nothing to ask about: name at least one audio file or folder")
     if not (adapter or run):
         raise ValueError("name at least one trained model: --run DIR (or --adapter DIR)")
+    if backbone is not None:
+        load_own_backbone(backbone)
     failed = predict_with_progress(
         files, (*run, *adapter), questions=[t.strip() for t in tasks.split(",") if t.strip()], fold=merge,
         kind=format or ("timeline" if run else "json"), out=out, weights=weights, precision=precision,
@@ -327,19 +336,21 @@ def recipe(
         run_recipe(name, out, device=device)
 
 
-def demo(workers: int = 2) -> None:
-    """The main job end to end on real music: make `scores`, extract, probe, score, compare.
+def demo(workers: int = 2, full_grid: bool = False) -> None:
+    """The main job end to end on real music: make `scores`, extract, probe, score, compare, write a site.
 
-    Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains a probe
-    for key and one for timbre on each, and prints one table; then adapts a small, untrained backbone with LoRA and
-    compares it with a probe on the same one; then finds beats and chords in frames. A second call reuses what is there.
+    Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains 36 of the 216
+    configurations of jukemir's grid for key and for timbre on each, and prints one table; then adapts a small,
+    untrained backbone with LoRA and compares it with a probe on the same one; then finds beats and chords in frames.
+    All results are a site that opens from disk. A second call reuses what is there.
 
     Args:
         workers: processes that render and extract.
+        full_grid: train all 216 configurations.
     """
     from audiation.demo import run_demo
 
-    run_demo(workers=workers)
+    run_demo(workers=workers, full_grid=full_grid)
 
 
 def protocols(
@@ -423,6 +434,7 @@ def main() -> None:
                 "parameters": parameters,
                 "recipe": recipe,
                 "compare-features": compare_features,
+                "check-backbone": check_backbone,
                 "leaderboard": leaderboard,
                 "protocols": protocols,
                 "export-peft": export_peft,

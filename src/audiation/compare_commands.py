@@ -34,6 +34,7 @@ def compare_features(
     audio: tuple[Path, ...] = (),
     out: Path | None = None,
     layers: tuple[int, ...] | None = None,
+    backbone: str | None = None,
     weights: str | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
     batch_size: int = 4,
@@ -53,6 +54,7 @@ def compare_features(
         audio: files and folders to compare on, instead of the test clips of the models' tasks.
         out: folder for comparison.csv, .json, .png and .svg; default: only the terminal.
         layers: layers to compare, for example --layers 3 6; default: the one that each model's head reads.
+        backbone: FILE.py:NAME that the models were made on, where it is your own; the file is executed.
         weights: of the backbones; default: the official ones, or the random ones that a model was made on.
         precision: bf16 runs under autocast.
         batch_size: windows per forward pass.
@@ -60,6 +62,10 @@ def compare_features(
     """
     from rich.console import Console
 
+    from audiation.own_backbones import load_own_backbone
+
+    if backbone is not None:
+        load_own_backbone(backbone)
     if out is not None:
         check_matplotlib()
     comparisons = compare_with_progress(

@@ -249,7 +249,7 @@ def predict_with_progress(
 
 def result_path(run: Run) -> Path:
     """Where a result goes if nobody says: one file per run in the cache directory."""
-    return cache_dir("results", f"{run.task}.{run.backbone}.{run.key}.json")
+    return cache_dir("results", f"{run.task}.{Path(run.backbone).name}.{run.key}.json")
 
 
 def _show_extraction(bar: Progress, row: TaskID, state: ExtractProgress) -> None:

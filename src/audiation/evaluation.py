@@ -20,6 +20,7 @@ from audiation.bootstrap import Interval, bootstrap_interval
 from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import undefined_tags
+from audiation.own_backbones import recorded_file
 from audiation.probe import check_classes
 from audiation.probe_evaluation import judge_probes
 from audiation.protocols import PROTOCOLS, AdaptProtocol, AnyProtocol, Protocol, SeparationProtocol
@@ -127,6 +128,7 @@ def evaluate(
         | {
             "weights_hash": trunk_hash,
             "weights_source": trunk_source,
+            **recorded_file(run.backbone),
             "protocol_version": protocol.version,
             "metrics": [m.versioned_name for m in task.metrics],
             "method_parameters": parameters.trainable,

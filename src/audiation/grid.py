@@ -35,7 +35,7 @@ from audiation.probe import (
 from audiation.targets import ClipTarget
 
 STACK_BYTES = 3 * 2**29  # of weights, moments and best states of one stack
-SMALL_PRODUCT = 2e7  # additions and multiplications for which a second thread costs more than it gives
+SMALL_PRODUCT = 2e8  # additions and multiplications for which a second thread costs more than it gives
 
 
 @dataclass(frozen=True)

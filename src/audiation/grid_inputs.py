@@ -15,6 +15,8 @@ from torch import Tensor
 
 from audiation.probe import ProbeConfig, ProbeSchedule, Standardiser
 
+STEPS_PER_DRAW = 8
+
 
 class GridInputs:
     """Training and validation vectors; standardised a batch at a time, so that there is one copy of them."""
@@ -49,42 +51,64 @@ class GridInputs:
 
 
 class GridStream:
-    """Batches and dropout masks of a stack, each a function of the step: nothing needs to be kept to go on later."""
+    """Batches and dropout masks of a stack, each a function of the step: nothing needs to be kept to go on later.
+
+    They are drawn for `STEPS_PER_DRAW` steps at a time, because a generator costs as much to set up as a small step.
+    """
 
     def __init__(self, config: ProbeConfig, schedule: ProbeSchedule, num_windows: int) -> None:
-        self._key = [config.seed, config.batch_size, round(config.dropout * 65536), config.hidden_size or 0]
+        levels = round(config.dropout * 65536)
+        self._key = [config.seed, config.batch_size, levels, config.hidden_size or 0]
         self._num_windows, self._epochs = num_windows, schedule.sampling == "epochs"
         self.batch_size = min(config.batch_size, num_windows)
         self.batches_per_epoch = math.ceil(num_windows / self.batch_size)
-        self._share = round(config.dropout * 65536) / 65536
-        self.scale = 1 / (1 - self._share)
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._levels = levels
+        self.scale = 1 / (1 - levels / 65536)
+        self._orders: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._kept: dict[int, tuple[tuple[int, int, int], np.ndarray]] = {}
 
     def batch(self, step: int) -> Tensor:
         """Indices of training windows."""
-        if not self._epochs:
-            drawn = self._generator(0, step).choice(self._num_windows, self.batch_size, replace=False)
-            return torch.from_numpy(drawn)
-        epoch, place = divmod(step, self.batches_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._generator(1, epoch).permutation(self._num_windows))
-        start = place * self.batch_size
-        return torch.from_numpy(self._order[1][start : start + self.batch_size])
+        period = self.batches_per_epoch if self._epochs else STEPS_PER_DRAW
+        draw, place = divmod(step, period)
+        if self._orders[0] != draw:
+            self._orders = (draw, self._draw_order(draw))
+        if self._epochs:
+            start = place * self.batch_size
+            return torch.from_numpy(self._orders[1][start : start + self.batch_size])
+        return torch.from_numpy(self._orders[1][place])
+
+    def _draw_order(self, draw: int) -> np.ndarray:
+        """The order of an epoch `(N,)`, or the batches of some steps `(steps, B)`."""
+        generator = self._generator(0, draw)
+        if self._epochs:
+            return generator.permutation(self._num_windows)
+        rows = [
+            generator.choice(self._num_windows, self.batch_size, replace=False) for _ in range(STEPS_PER_DRAW)
+        ]
+        return np.stack(rows)
 
     def dropout(self, layer: int, step: int, num_rows: int, num_columns: int) -> Tensor | None:
         """`(rows, columns)` of 0 and 1 / (1 - p), float32; None where nothing is dropped. layer: 0 input, 1 hidden."""
-        if self._share == 0:
+        if self._levels == 0:
             return None
-        generator, size = self._generator(2 + layer, step), num_rows * num_columns
-        threshold = round(self._share * 65536)
-        if threshold % 256 == 0:  # one random byte says enough
-            bits = generator.bit_generator.random_raw(math.ceil(size / 8)).view(np.uint8)[:size]
-            keep = bits >= threshold // 256
-        else:
-            bits16 = generator.bit_generator.random_raw(math.ceil(size / 4)).view(np.uint16)[:size]
-            keep = bits16 >= threshold
-        mask = torch.from_numpy(keep.reshape(num_rows, num_columns)).to(torch.float32)
+        draw, place = divmod(step, STEPS_PER_DRAW)
+        key = (draw, num_rows, num_columns)
+        if layer not in self._kept or self._kept[layer][0] != key:
+            self._kept[layer] = (key, self._draw_kept(layer, draw, num_rows, num_columns))
+        mask = torch.from_numpy(self._kept[layer][1][place]).to(torch.float32)
         return mask.mul_(self.scale)
 
-    def _generator(self, purpose: int, step: int) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([*self._key, purpose, step])))
+    def _draw_kept(self, layer: int, draw: int, num_rows: int, num_columns: int) -> np.ndarray:
+        """`(steps, rows, columns)` bool."""
+        generator, count = self._generator(1 + layer, draw), STEPS_PER_DRAW * num_rows * num_columns
+        if self._levels % 256 == 0:  # one random byte says enough
+            numbers = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+            kept = numbers >= self._levels // 256
+        else:
+            pairs = generator.bit_generator.random_raw(-(-count // 4)).view(np.uint16)[:count]
+            kept = pairs >= self._levels
+        return kept.reshape(STEPS_PER_DRAW, num_rows, num_columns)
+
+    def _generator(self, purpose: int, draw: int) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(np.random.SeedSequence([*self._key, purpose, draw])))

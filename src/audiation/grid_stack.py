@@ -25,10 +25,11 @@ from audiation.grid_files import GridFiles
 from audiation.grid_inputs import GridInputs, GridStream
 from audiation.heads import ProbeHead
 from audiation.probe import WEIGHTED_SUM, Evaluation, ProbeConfig, ProbeFit, ProbeSchedule
-from audiation.targets import ClipTarget
+from audiation.targets import ClassTarget, ClipTarget, KeyTarget, PitchTarget
 
 BLOCK_BYTES = 4 * 2**20  # of gradient that is alive at a time: it should stay in the cache
 LOGIT_BYTES = 64 * 2**20  # of hidden units while the validation split is looked at
+ONE_LABEL = (ClassTarget, KeyTarget, PitchTarget)  # whose loss is the cross-entropy of one class
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 Scores = Callable[[Tensor], np.ndarray]
@@ -282,6 +283,10 @@ class Stack:
     def _loss_gradient(self, logits_KBC: Tensor, targets: Tensor) -> Tensor:
         """`(K, C, B)`: of each configuration's mean loss."""
         count = len(logits_KBC)
+        if type(self._target) in ONE_LABEL:  # what autograd gives, without its cost
+            gradient = logits_KBC.softmax(-1)
+            gradient.scatter_add_(-1, targets.expand(count, -1)[..., None], self._minus_one(targets, count))
+            return gradient.div_(len(targets)).transpose(1, 2).contiguous()
         leaf = logits_KBC.flatten(0, 1).requires_grad_()
         repeated = targets.expand(count, *targets.shape).flatten(0, 1)
         with torch.enable_grad():
@@ -289,6 +294,9 @@ class Stack:
         (gradient,) = torch.autograd.grad(loss.sum, leaf)
         gradient *= count / float(loss.count)
         return gradient.view(logits_KBC.shape).transpose(1, 2).contiguous()
+
+    def _minus_one(self, targets: Tensor, count: int) -> Tensor:
+        return torch.full((count, len(targets), 1), -1.0, device=targets.device)
 
     def _move_first(
         self,

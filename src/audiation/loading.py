@@ -21,6 +21,7 @@ from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.backbones.precision import Precision, set_precision
 from audiation.cache import cache_dir, keep_text
 from audiation.fingerprint import check_fingerprint
+from audiation.own_backbones import is_own_backbone, load_own_backbone, name_in_file, own_file_sha256
 from audiation.weights import (
     CHECKPOINT_SUFFIXES,
     NotOnHubError,
@@ -50,7 +51,8 @@ def load_backbone(
     """A backbone in eval mode, with `weights_hash` (for stores and results) and `weights_source` set.
 
     Args:
-        name: as in `audiation list backbones`.
+        name: as in `audiation list backbones`, or "path/to/file.py:name", which executes that file
+            (`own_backbones.load_own_backbone`).
         weights: None: the official file, fetched from the Hugging Face Hub once. "random": fresh weights
             drawn from `seed`. Otherwise a local file, a local directory (checkpoint and its JSON), or a Hub
             id "owner/name".
@@ -62,10 +64,11 @@ def load_backbone(
 
     Raises:
         UnknownNameError: no such backbone.
+        OwnBackboneError: a file that is not there, cannot be executed, or defines no such backbone.
         WeightsError: weights that are missing, damaged, or another model's; says what to do.
         ValueError: arguments that do not go together.
     """
-    spec = BACKBONES[name]
+    spec = load_own_backbone(name) if is_own_backbone(name) else BACKBONES[name]
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
     if num_layers is not None and (type(num_layers) is not int or num_layers < 0):
@@ -107,7 +110,21 @@ def _build_without_weights(
                 f"'{spec.name}' is computed by a formula and has no {argument}, got {argument}={value!r}. "
                 f"Leave {argument} away."
             )
-    return spec.build()
+    backbone = spec.build()
+    if own_file_sha256(spec.name) is not None:
+        # nobody else vouches for the tensors that its `build` may read from somewhere
+        known = f"{backbone.weights_hash} {tensors_hash(backbone.state_dict())}"
+        backbone.weights_hash = _with_file(spec, known)
+    return backbone
+
+
+def _with_file(spec: BackboneSpec, weights_hash: str) -> str:
+    """The hash of weights together with that of the user's file that computes with them: an edited file never meets
+    features of the old one. As it is for backbones that come with this package."""
+    sha256 = own_file_sha256(spec.name)
+    if sha256 is None:
+        return weights_hash
+    return hashlib.sha256(f"{weights_hash} {name_in_file(spec.name)} {sha256}".encode()).hexdigest()
 
 
 def _build_random(
@@ -116,7 +133,7 @@ def _build_random(
     if config is not None:
         raise ValueError("config describes published weights; with weights='random' leave it away")
     backbone = spec.build(num_layers=num_layers, generator=torch.Generator().manual_seed(seed))
-    backbone.weights_hash = tensors_hash(backbone.state_dict())
+    backbone.weights_hash = _with_file(spec, tensors_hash(backbone.state_dict()))
     backbone.weights_source = f"random:seed={seed}"
     return backbone
 
@@ -305,11 +322,12 @@ def _build_published(spec: BackboneSpec, found: _Found, num_layers: int | None) 
             f"the files beside {found.checkpoint} say {rate} Hz, {spec.name} takes "
             f"{backbone.sample_rate_hz} Hz: another model of that family?"
         )
-    backbone.name = spec.name
+    backbone.name = name_in_file(spec.name)  # its fingerprint is the same wherever the file lies
     backbone.weights_hash = tensors_hash(backbone.state_dict())
     if found.changed:
         text = backbone.weights_hash + json.dumps(found.changed, sort_keys=True)
         backbone.weights_hash = hashlib.sha256(text.encode()).hexdigest()
+    backbone.weights_hash = _with_file(spec, backbone.weights_hash)
     backbone.weights_source = found.source
     check_fingerprint(backbone)
     return backbone
@@ -329,7 +347,7 @@ def show_licence_once(spec: BackboneSpec) -> None:
     use = "allowed" if spec.commercial_use else "NOT allowed"
     notice = f"{spec.name}: weights under {official.licence}; commercial use {use}. {official.licence_note}"
     notice = notice.strip()
-    marker = cache_dir("licences", f"{spec.name}.txt")
+    marker = cache_dir("licences", f"{Path(spec.name).name}.txt")
     if marker.is_file() and marker.read_text(encoding="utf-8") == notice:
         return
     print(notice, file=sys.stderr)

@@ -69,6 +69,8 @@ def published_beside(result: Result) -> list[PublishedScore]:
 
     Empty for random weights, and where nothing is published.
     """
+    if result.run["backbone"] not in BACKBONES:  # somebody's own
+        return []
     task, spec = TASKS[result.run["task"]], BACKBONES[result.run["backbone"]]
     ids = task.published_as or task.compare_with
     if ids is None or result.run.get("weights") == "random":

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,14 +35,33 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self._package = kind, package
         self._entries: dict[str, T] = {}
+        self._unlisted: dict[str, T] = {}
+        self._collected: dict[str, T] | None = None
         self._discovered = False
 
     def add(self, name: str, value: T) -> T:
         """Register `value`; a name taken already is a bug in the registering module and raises ValueError."""
-        if name in self._entries:
+        entries = self._entries if self._collected is None else self._collected
+        if name in entries:
             raise ValueError(f"{self.kind} '{name}' is registered twice")
-        self._entries[name] = value
+        entries[name] = value
         return value
+
+    def add_unlisted(self, name: str, value: T) -> T:
+        """Register what is found by its name, but is not one of `names()`: what a user's own file defines. It takes the
+        place of what had that name."""
+        self._unlisted[name] = value
+        return value
+
+    @contextmanager
+    def collecting(self) -> Iterator[dict[str, T]]:
+        """What is added meanwhile goes into the dict that this gives, and not into the registry."""
+        self._discover()  # else modules of the package that are imported meanwhile would be taken for somebody else's
+        before, self._collected = self._collected, {}
+        try:
+            yield self._collected
+        finally:
+            self._collected = before
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator form of `add`."""
@@ -59,11 +79,19 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         self._discover()
-        return name in self._entries
+        return name in self._entries or name in self._unlisted
 
     def __getitem__(self, name: str) -> T:
         self._discover()
+        if name in self._unlisted:
+            return self._unlisted[name]
         if name not in self._entries:
+            if ".py:" in name:
+                raise UnknownNameError(
+                    f"{self.kind} '{name}' is in a Python file that has not been loaded. Files are executed only where "
+                    f"you name them yourself (--{self.kind} FILE.py:NAME, or `audiation.load_{self.kind}` in Python), "
+                    "never because a result or an adapter names them."
+                )
             near = difflib.get_close_matches(name, self._entries, n=1, cutoff=0.4)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             known = ", ".join(self.names()) or "none yet"

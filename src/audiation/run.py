@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from audiation.own_backbones import refuse_unloaded
 from audiation.results import Result
 
 
@@ -53,6 +54,12 @@ class Run:
 
     @classmethod
     def of(cls, result: Result) -> Run:
-        """The run behind a result."""
+        """The run behind a result.
+
+        Raises:
+            OwnBackboneError: a backbone of a file that this process has not loaded: a result may come from anybody, and
+                must not make a file be executed (`own_backbones.load_recorded_backbone` asks first).
+        """
+        refuse_unloaded(result.run["backbone"])
         names = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in result.run.items() if k in names})

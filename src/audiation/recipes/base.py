@@ -82,7 +82,7 @@ def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console
     results: dict[Run, Result] = {}
     failed: list[FailedRun] = []
     for number, run in enumerate(runs, start=1):
-        path = out / f"{run.task}.{run.backbone}.{run.key}.json"
+        path = out / f"{run.task}.{Path(run.backbone).name}.{run.key}.json"
         kept = _kept(path)
         if kept is not None:
             results[run] = kept
