@@ -17,6 +17,7 @@ from audiation.bootstrap import Interval
 from audiation.evaluation import Run
 from audiation.methods import inject, parse_method, set_modes
 from audiation.parameters import count_parameters
+from audiation.protocols import PROTOCOLS
 from audiation.recipes import RECIPES, list_recipes, run_recipe
 from audiation.recipes import petl_figure2 as figure2
 from audiation.recipes.base import Carried, FailedRun, parse_recipe
@@ -70,7 +71,11 @@ def rows_of(path):
 
 def a_result(run, score=0.5, predictions=(), **more):
     """As `evaluate` makes it: the layer is what the run's choice came to."""
-    record = dataclasses.asdict(run) | {"layer": run.num_layers, "method_parameters": 12}
+    record = dataclasses.asdict(run) | {
+        "layer": run.num_layers,
+        "method_parameters": 12,
+        "protocol_version": PROTOCOLS[run.protocol].version,
+    }
     count = max(len(predictions), 4)
     scores = {"key_weighted" if "key" in run.task else "accuracy": score}
     intervals = {name: Interval(score - 0.1, score + 0.1) for name in scores}

@@ -11,6 +11,7 @@ import tyro
 from audiation.check_backbone_commands import check_backbone
 from audiation.compare_commands import compare_features
 from audiation.leaderboard_commands import leaderboard
+from audiation.reproduce_commands import reproduce
 
 Kind = Literal["backbones", "tasks", "datasets", "methods", "protocols", "objectives"]
 
@@ -433,6 +434,7 @@ def main() -> None:
                 "predict": predict,
                 "parameters": parameters,
                 "recipe": recipe,
+                "reproduce": reproduce,
                 "compare-features": compare_features,
                 "check-backbone": check_backbone,
                 "leaderboard": leaderboard,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from audiation.console import evaluate_with_progress
 from audiation.methods import parse_choices
+from audiation.protocols import PROTOCOLS
 from audiation.registry import Registry
 from audiation.results import Result, ResultError, current_versions
 from audiation.run import Run
@@ -73,7 +74,15 @@ class Carried:
     failed: tuple[FailedRun, ...]
 
 
-def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console) -> Carried:
+def carry_out_runs(
+    runs: Sequence[Run],
+    out: Path,
+    device: str,
+    console: Console,
+    *,
+    data_root: Path | None = None,
+    metadata_root: Path | None = None,
+) -> Carried:
     """Evaluate runs one after another; one whose result of these versions lies in `out` is not repeated.
 
     A run that cannot be carried out (data that is not there, a task that does not exist) is reported with its reason,
@@ -82,8 +91,8 @@ def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console
     results: dict[Run, Result] = {}
     failed: list[FailedRun] = []
     for number, run in enumerate(runs, start=1):
-        path = out / f"{run.task}.{Path(run.backbone).name}.{run.key}.json"
-        kept = _kept(path)
+        path = out / result_name(run)
+        kept = kept_result(path)
         if kept is not None:
             results[run] = kept
             continue
@@ -91,7 +100,10 @@ def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console
             f"run {number} of {len(runs)}: {run.backbone}, {run.method}, {run.task}", highlight=False
         )
         try:
-            result = evaluate_with_progress(run, out=path, console=console, show_table=False, device=device)
+            result = evaluate_with_progress(
+                run, out=path, console=console, show_table=False, device=device, data_root=data_root,
+                metadata_root=metadata_root,
+            )  # fmt: skip
         except (ValueError, KeyError, OSError, torch.OutOfMemoryError) as error:
             failed.append(FailedRun(run, str(error)))
             console.print(f"  not carried out: {error}", markup=False, style="red", soft_wrap=True)
@@ -100,11 +112,19 @@ def carry_out_runs(runs: Sequence[Run], out: Path, device: str, console: Console
     return Carried(results, tuple(failed))
 
 
-def _kept(path: Path) -> Result | None:
+def result_name(run: Run) -> str:
+    """What the file of a run's result is called."""
+    return f"{run.task}.{Path(run.backbone).name}.{run.key}.json"
+
+
+def kept_result(path: Path) -> Result | None:
+    """A result that these versions of packages and protocol would make again; None where there is none."""
     if not path.is_file():
         return None
     try:
         result = Result.load(path)
     except ResultError:
         return None
-    return result if result.versions == current_versions() else None
+    protocol = PROTOCOLS[result.run["protocol"]] if result.run["protocol"] in PROTOCOLS else None
+    same_rules = protocol is not None and result.run.get("protocol_version") == protocol.version
+    return result if same_rules and result.versions == current_versions() else None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +100,9 @@ def carry_out_table(
         cells: of `tables.select_cells`; plan: of their runs.
     """
     plan = fetch_weights(plan)
-    with _roots(data_root, metadata_root):
-        carried = carry_out_runs(plan.possible, out / "results", device, console)
+    carried = carry_out_runs(
+        plan.possible, out / "results", device, console, data_root=data_root, metadata_root=metadata_root
+    )
     reasons = {
         planned.run: "; ".join(f"{o.kind}: {o.what}" for o in planned.obstacles)
         for planned in plan.runs
@@ -259,19 +258,3 @@ def _csv_row(outcome: CellOutcome) -> list[object]:
         "+".join(f"results/{result_name(run)}" for run in answer.runs) if results else "",
         "; ".join(outcome.marks), "" if cell.published is None else cell.published.note, cell.note, outcome.reason,
     ]  # fmt: skip
-
-
-@contextmanager
-def _roots(data_root: Path | None, metadata_root: Path | None) -> Iterator[None]:
-    """Recipes read the places of data from the environment; here they hold for as long as runs are carried out."""
-    given = {"AUDIATION_DATA_ROOT": data_root, "AUDIATION_METADATA_ROOT": metadata_root}
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -14,7 +14,7 @@ from audiation.datasets import DATASETS
 from audiation.loading import show_licence_once
 from audiation.probe_evaluation import plan_search
 from audiation.protocols import PROTOCOLS, Protocol
-from audiation.results import Result, ResultError, current_versions
+from audiation.recipes.base import kept_result, result_name
 from audiation.run import Run
 from audiation.tasks import TASKS
 from audiation.weights import OfficialWeights, WeightsError, fetch
@@ -95,20 +95,10 @@ def plan_runs(runs: Sequence[Run], data_root: Path | None = None, results: Path 
     return Plan(tuple(_with_kept(places.plan(run), results) for run in runs))
 
 
-def result_name(run: Run) -> str:
-    """What `base.carry_out_runs` calls the file of a run's result."""
-    return f"{run.task}.{run.backbone}.{run.key}.json"
-
-
 def _with_kept(planned: PlannedRun, results: Path | None) -> PlannedRun:
-    path = None if results is None else results / result_name(planned.run)
-    if path is None or not path.is_file():
+    if results is None or kept_result(results / result_name(planned.run)) is None:
         return planned
-    try:
-        kept = Result.load(path).versions == current_versions()
-    except ResultError:  # it is made anew
-        kept = False
-    return replace(planned, obstacles=(), fetches_weights=False, has_result=True) if kept else planned
+    return replace(planned, obstacles=(), fetches_weights=False, has_result=True)
 
 
 def fetch_weights(plan: Plan) -> Plan:
