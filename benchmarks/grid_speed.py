@@ -1,8 +1,9 @@
 """Grids of probes: all configurations at once against one after another in plain PyTorch with fused Adam.
 
-  jukemir   the 216 configurations on 930 vectors of 4,800 dimensions (GTZAN with Jukebox), so many steps of each, with
-            the validation split looked at every 8 steps
-  marble    84 configurations: 13 layers and the weighted sum, six learning rates, 930 vectors of 768 dimensions
+  jukemir   the 216 configurations on the 930 clips of GTZAN (443 to train, 197 to validate) at 4,800 dimensions, as of
+            Jukebox: so many steps of each, with a look at the validation split every 8 steps
+  marble    84 configurations on the same clips at 768 dimensions: 13 layers and the weighted sum, six learning rates,
+            with a look after every epoch of 7 steps
   same      the whole jukemir grid at 120 dimensions: are the same configuration and checkpoint selected?
   memory    peak memory of a stack at the size of MagnaTagATune: 18,706 vectors of 4,800 dimensions, 50 tags
 
@@ -16,13 +17,14 @@ import argparse
 import itertools
 import resource
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from audiation.annotations import Label, Tags
-from audiation.grid import train_grid
+from audiation.grid import _threads, train_grid
 from audiation.grid_inputs import GridInputs
 from audiation.grid_stack import Stack
 from audiation.probe import WEIGHTED_SUM, ProbeConfig, ProbeSchedule
@@ -30,7 +32,7 @@ from audiation.protocols import PROTOCOLS
 from audiation.targets import ClassTarget, TagsTarget
 
 CLASSES = tuple("abcdefghij")
-LOOK_EVERY = 8
+NUM_TRAIN, NUM_VALID = 443, 197
 
 
 def vectors(
@@ -40,6 +42,15 @@ def vectors(
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
     centres = torch.randn(len(CLASSES), dim, generator=torch.Generator().manual_seed(99))
     return {i: centres[labels] * 0.2 + torch.randn(count, dim, generator=generator) for i in layers}, labels
+
+
+class Data:
+    """Training vectors of some layers; the first of them are looked at as if they were the validation split."""
+
+    def __init__(self, dim: int, layers: range) -> None:
+        self.train, self.labels = vectors(NUM_TRAIN, dim, layers)
+        held_out = {i: x[:NUM_VALID] for i, x in self.train.items()}
+        self.inputs = GridInputs(self.train, held_out, torch.device("cpu"))
 
 
 class Peer(nn.Module):
@@ -59,8 +70,9 @@ class Peer(nn.Module):
         return self.head(x)
 
 
-def time_peer(config: ProbeConfig, train: dict[int, torch.Tensor], labels: torch.Tensor, steps: int) -> float:
-    """Seconds per step, looks at 290 vectors every 8 steps included (jukemir), or none (marble)."""
+def time_peer(config: ProbeConfig, data: Data, look_every: int, steps: int) -> float:
+    """Seconds per step, with looks at the validation split."""
+    train, labels = data.train, data.labels
     if config.layer == WEIGHTED_SUM:
         x = torch.stack([train[i] for i in sorted(train) if i > 0], 1)
     else:
@@ -71,16 +83,16 @@ def time_peer(config: ProbeConfig, train: dict[int, torch.Tensor], labels: torch
     optimiser = torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    held_out = x[:290]
+    held_out = x[:NUM_VALID]
     loss_of = nn.CrossEntropyLoss()
 
     def run(count: int) -> float:
         started = time.perf_counter()
         for step in range(count):
-            if step % LOOK_EVERY == 0:
+            if step % look_every == 0:
                 model.eval()
                 with torch.no_grad():
-                    (model(held_out).argmax(1) == labels[:290]).float().mean().item()
+                    (model(held_out).argmax(1) == labels[:NUM_VALID]).float().mean().item()
                 model.train()
             rows = torch.randperm(len(x))[: config.batch_size]
             loss = loss_of(model(x[rows]), labels[rows])
@@ -89,62 +101,64 @@ def time_peer(config: ProbeConfig, train: dict[int, torch.Tensor], labels: torch
             optimiser.step()
         return (time.perf_counter() - started) / count
 
-    run(LOOK_EVERY)
+    run(look_every)
     return run(steps)
 
 
-def time_stack(
-    configs: list[ProbeConfig], inputs: GridInputs, labels: torch.Tensor, schedule: ProbeSchedule, steps: int
-) -> float:
-    """Seconds per step of all configurations together."""
-    target = ClassTarget(CLASSES)
-    layers = [
-        (c.layer,) if isinstance(c.layer, int) else tuple(i for i in inputs.train if i) for c in configs
-    ]
-    stack = Stack(range(len(configs)), configs, layers, inputs, target, labels, schedule)
-    for _ in range(3):
-        stack.train_step()
+def time_stack(configs: list[ProbeConfig], data: Data, look_every: int, steps: int) -> float:
+    """Seconds per step of all configurations together, with looks at the validation split."""
+    layers = [(c.layer,) if isinstance(c.layer, int) else tuple(i for i in data.train if i) for c in configs]
+    stack = Stack(
+        range(len(configs)), configs, layers, data.inputs, ClassTarget(CLASSES), data.labels, ProbeSchedule()
+    )
+    with _threads(stack, "cpu"):
 
-    started = time.perf_counter()
-    for step in range(steps):
-        if step % LOOK_EVERY == 0:
-            (stack.valid_logits().argmax(-1) == labels[:290]).float().mean(1)
-        stack.train_step()
-    return (time.perf_counter() - started) / steps
+        def run(count: int) -> float:
+            started = time.perf_counter()
+            for step in range(count):
+                if step % look_every == 0:
+                    (stack.valid_logits().argmax(-1) == data.labels[:NUM_VALID]).float().mean(1)
+                stack.train_step()
+            return (time.perf_counter() - started) / count
+
+        run(look_every)
+        return run(steps)
 
 
-def compare(
-    name: str, configs: list[ProbeConfig], train: dict[int, torch.Tensor], labels: torch.Tensor, steps: int
-) -> None:
-    held_out = {i: x[:290] for i, x in train.items()}
-    inputs = GridInputs(train, held_out, torch.device("cpu"))
-    schedule = ProbeSchedule()
-    halves: dict[str, list[float]] = {}
-    key = lambda c: (c.hidden_size is not None, c.batch_size, c.dropout, c.layer == WEIGHTED_SUM)  # noqa: E731
+def compare(name: str, configs: list[ProbeConfig], data: Data, look_every: int, steps: int) -> None:
+    sums: dict[str, list[float]] = {}
+
+    def key(c: ProbeConfig) -> tuple[bool, int, float, bool]:
+        return c.hidden_size is not None, c.batch_size, c.dropout, c.layer == WEIGHTED_SUM
+
     print(f"{name}: {len(configs)} configurations; milliseconds per step of all configurations of a shape")
     for shape, group in itertools.groupby(sorted(configs, key=key), key):
-        members = list(group)
-        members.sort(key=lambda c: (str(c.layer), c.standardise))
-        together = time_stack(members, inputs, labels, schedule, steps)
-        alone = time_peer(members[0], train, labels, min(steps, 40)) * len(members)
+        members = sorted(group, key=lambda c: (str(c.layer), c.standardise))
+        together, alone = [], []
+        for _ in range(2):  # in turn
+            together.append(time_stack(members, data, look_every, steps // 2))
+            alone.append(time_peer(members[0], data, look_every, steps // 2) * len(members))
+        pair = sum(together) / 2, sum(alone) / 2
         half = "MLP" if shape[0] else "linear"
         for which in (half, "all"):
-            sums = halves.setdefault(which, [0.0, 0.0])
-            sums[0] += together
-            sums[1] += alone
+            for i, seconds in enumerate(pair):
+                sums.setdefault(which, [0.0, 0.0])[i] += seconds
         kind = f"{half}, batch {shape[1]}, dropout {shape[2]}" + (", weighted sum" if shape[3] else "")
-        print(
-            f"  {kind:45} x{len(members):3}: {1e3 * together:8.1f} against {1e3 * alone:8.1f}  {alone / together:5.1f}x"
-        )
-    for which, (together, alone) in halves.items():
-        print(
-            f"  {which:45}     : {1e3 * together:8.1f} against {1e3 * alone:8.1f}  {alone / together:5.1f}x"
-        )
-    limits(configs, next(iter(train.values())).shape[1], 1e3 * halves["all"][0])
+        show(f"{kind:45} x{len(members):3}", *pair)
+    for which, (ours, theirs) in sums.items():
+        show(f"{which:45}     ", ours, theirs)
+    limits(configs, data, look_every, 1e3 * sums["all"][0], 1e3 * sums["all"][1])
 
 
-def limits(configs: list[ProbeConfig], dim: int, measured_ms: float) -> None:
+def show(what: str, ours: float, theirs: float) -> None:
+    print(f"  {what}: {1e3 * ours:8.1f} against {1e3 * theirs:8.1f}  {theirs / ours:5.1f}x", flush=True)
+
+
+def limits(
+    configs: list[ProbeConfig], data: Data, look_every: int, measured_ms: float, alone_ms: float
+) -> None:
     """What is left against what the machine can do."""
+    dim = next(iter(data.train.values())).shape[1]
     a = torch.randn(2048, 2048)
     peak = best_of(lambda: a @ a)
     flops_per_second = 2 * 2048**3 / peak
@@ -158,7 +172,8 @@ def limits(configs: list[ProbeConfig], dim: int, measured_ms: float) -> None:
     ) / 2**24  # fmt: skip
     stream = np.random.SFC64(0)
     bits = best_of(lambda: stream.random_raw(2**18)) / 2**21
-    flops = sum(4.0 * c.batch_size * dim * (c.hidden_size or len(CLASSES)) for c in configs)
+    rows = [4.0 * c.batch_size + 2.0 * NUM_VALID / look_every for c in configs]
+    flops = sum(n * dim * (c.hidden_size or len(CLASSES)) for n, c in zip(rows, configs, strict=True))
     parameters = sum(dim * (c.hidden_size or len(CLASSES)) for c in configs)
     masks = sum(
         {
@@ -173,7 +188,11 @@ def limits(configs: list[ProbeConfig], dim: int, measured_ms: float) -> None:
     }
     for what, seconds in parts.items():
         print(f"  limit: {what}: {1e3 * seconds:.1f} ms")
-    print(f"  measured {measured_ms:.1f} ms; the limits add up to {1e3 * sum(parts.values()):.1f} ms")
+    limit_ms = 1e3 * sum(parts.values())
+    print(
+        f"  measured {measured_ms:.1f} ms; the limits add up to {limit_ms:.1f} ms, at which it would be "
+        f"{alone_ms / limit_ms:.1f}x"
+    )
 
 
 def best_of(work, repeats: int = 5) -> float:
@@ -187,23 +206,20 @@ def best_of(work, repeats: int = 5) -> float:
 
 
 def jukemir(steps: int) -> None:
-    train, labels = vectors(930, 4800, range(1))
-    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
-    compare("jukemir", configs, train, labels, steps)
+    configs = [replace(c, layer=0) for c in PROTOCOLS["jukemir"].probes]
+    compare("jukemir", configs, Data(4800, range(1)), 8, steps)
 
 
 def marble(steps: int) -> None:
-    train, labels = vectors(930, 768, range(13))
-    layers = [*range(13), WEIGHTED_SUM]
     probes = PROTOCOLS["marble-constrained"].probes
-    configs = [ProbeConfig(**{**vars(c), "layer": layer}) for layer in layers for c in probes]
-    compare("marble", configs, train, labels, steps)
+    configs = [replace(c, layer=layer) for layer in (*range(13), WEIGHTED_SUM) for c in probes]
+    compare("marble", configs, Data(768, range(13)), 7, steps)
 
 
 def same() -> None:
     train, labels = vectors(443, 120, range(1))
     valid, valid_labels = vectors(197, 120, range(1), seed=1)
-    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
+    configs = [replace(c, layer=0) for c in PROTOCOLS["jukemir"].probes]
     target, annotations = ClassTarget(CLASSES), [Label(CLASSES[i]) for i in labels.tolist()]
 
     def score(logits: torch.Tensor) -> np.ndarray:
@@ -236,7 +252,7 @@ def memory() -> None:
     truth = (torch.rand(count, len(tags), generator=generator) < 0.1).float()
     annotations = [Tags(dict(zip(tags, row, strict=True))) for row in truth.tolist()]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    configs = [ProbeConfig(**{**vars(c), "layer": 0}) for c in PROTOCOLS["jukemir"].probes]
+    configs = [replace(c, layer=0) for c in PROTOCOLS["jukemir"].probes]
     looks = 0
 
     class EnoughError(Exception):

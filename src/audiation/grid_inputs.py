@@ -16,10 +16,11 @@ from torch import Tensor
 from audiation.probe import ProbeConfig, ProbeSchedule, Standardiser
 
 STEPS_PER_DRAW = 8
+SMALL_SET_BYTES = 2**26  # of one layer: up to here it is kept standardised as well
 
 
 class GridInputs:
-    """Training and validation vectors; standardised a batch at a time, so that there is one copy of them."""
+    """Training and validation vectors. Large sets are standardised a batch at a time, so that there is one copy."""
 
     def __init__(
         self, train: Mapping[int, Tensor], valid: Mapping[int, Tensor], device: torch.device
@@ -30,6 +31,7 @@ class GridInputs:
         first = next(iter(self.train.values()))
         self.num_windows, self.dim = first.shape
         self._standardisers: dict[int, Standardiser] = {}
+        self._standardised: dict[tuple[int, int], Tensor] = {}
 
     def standardiser(self, layer: int, fitted: bool) -> Standardiser:
         if not fitted:
@@ -42,12 +44,21 @@ class GridInputs:
         self, vectors: Mapping[int, Tensor], rows: Any, layers: Sequence[int], standardise: bool
     ) -> Tensor:
         """`(L, B, D)`, a copy."""
-        picked = torch.stack([vectors[i][rows] for i in layers])
-        if standardise:
-            for x, layer in zip(picked, layers, strict=True):
-                fitted = self.standardiser(layer, True)
-                x.sub_(fitted.mean.to(x.device)).div_(fitted.scale.to(x.device))
-        return picked
+        if len(layers) == 1:
+            return self._one(vectors, rows, layers[0], standardise)[None]
+        return torch.stack([self._one(vectors, rows, layer, standardise) for layer in layers])
+
+    def _one(self, vectors: Mapping[int, Tensor], rows: Any, layer: int, standardise: bool) -> Tensor:
+        if not standardise:
+            return vectors[layer][rows].clone() if isinstance(rows, slice) else vectors[layer][rows]
+        fitted = self.standardiser(layer, True)
+        if vectors[layer].nbytes <= SMALL_SET_BYTES:
+            key = (id(vectors), layer)
+            if key not in self._standardised:
+                self._standardised[key] = fitted(vectors[layer])
+            return self._one({layer: self._standardised[key]}, rows, layer, False)
+        picked = self._one(vectors, rows, layer, False)
+        return picked.sub_(fitted.mean.to(picked.device)).div_(fitted.scale.to(picked.device))
 
 
 class GridStream:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ from audiation.heads import ProbeHead
 from audiation.probe import WEIGHTED_SUM, Evaluation, ProbeConfig, ProbeFit, ProbeSchedule
 from audiation.targets import ClassTarget, ClipTarget, KeyTarget, PitchTarget
 
-BLOCK_BYTES = 4 * 2**20  # of gradient that is alive at a time: it should stay in the cache
+ACTIVATION_BYTES = 2**20  # of hidden units, and
+GRADIENT_BYTES = 4 * 2**20  # of gradient that are alive at a time in a thread: they should stay in the cache
 LOGIT_BYTES = 64 * 2**20  # of hidden units while the validation split is looked at
 ONE_LABEL = (ClassTarget, KeyTarget, PitchTarget)  # whose loss is the cross-entropy of one class
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -47,6 +49,29 @@ class Course:
     plateau_best: float = -math.inf
     plateau: int = 0
     history: list[Evaluation] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Configurations of a stack that are multiplied together: their input and their places."""
+
+    layers: tuple[int, ...]
+    standardise: bool
+    places: slice
+
+    @property
+    def input(self) -> tuple[tuple[int, ...], bool]:
+        return self.layers, self.standardise
+
+
+class _Masks(NamedTuple):
+    """Dropout of one step, scaled: `(B, D)` and `(H, B)`; None where nothing is dropped."""
+
+    on_input: Tensor | None
+    on_hidden: Tensor | None
+
+
+_Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # weights, gradients, moments, squares
 
 
 class Stack:
@@ -72,6 +97,7 @@ class Stack:
         self._input_dropout = first.input_dropout
         self.courses = [Course(i, c, c.learning_rate) for i, c in zip(indices, configs, strict=True)]
         self.step = 0
+        self.pool: ThreadPoolExecutor | None = None  # threads among which the work of a step is divided
         self.fits: dict[int, ProbeFit] = {}
         self._fresh_state(first, len(layers[0]))
         rows = self._weights["first.weight"].shape[1]
@@ -200,13 +226,13 @@ class Stack:
 
     # One step ------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> Iterator[tuple[tuple[int, ...], bool, slice]]:
-        """Runs of configurations with one input: its layers, whether it is standardised, their places."""
+    def _blocks(self, most: int) -> Iterator[_Block]:
+        """Runs of configurations with one input, `most` of them at a time."""
         start = 0
         for place in range(1, len(self.courses) + 1):
-            if place == len(self.courses) or self._input_of(place) != self._input_of(start) or self._mixes:
-                layers, standardise = self._input_of(start)
-                yield layers, standardise, slice(start, place)
+            ends = place == len(self.courses) or self._input_of(place) != self._input_of(start)
+            if ends or place - start == most:
+                yield _Block(*self._input_of(start), slice(start, place))
                 start = place
 
     def _input_of(self, place: int) -> tuple[tuple[int, ...], bool]:
@@ -215,78 +241,87 @@ class Stack:
 
     def train_step(self) -> tuple[Tensor, Tensor]:
         """One update of every configuration; gives the outputs `(K, B, C)` before it, and the targets of the batch."""
-        batch = self.stream.batch(self.step)
-        num_rows, device = len(batch), self._inputs.device
-        targets = self._targets[batch.to(device)]
-        drop_input = (
-            self.stream.dropout(0, self.step, num_rows, self._inputs.dim) if self._input_dropout else None
+        device = self._inputs.device
+        rows = self.stream.batch(self.step).to(device)
+        targets = self._targets[rows]
+        hidden_size = None if "second.weight" not in self._weights else self._weights["first.weight"].shape[1]
+        drop = self._masks(len(rows), hidden_size)
+        most = max(1, ACTIVATION_BYTES // (4 * len(rows) * self._weights["first.weight"].shape[1]))
+        blocks = list(self._blocks(1 if self._mixes else most))
+        picked: dict[tuple[tuple[int, ...], bool], Tensor] = {}  # (L, B, D)
+
+        def pick(layers: tuple[int, ...], standardise: bool) -> None:
+            x_LBD = self._inputs.rows(self._inputs.train, rows, layers, standardise)
+            picked[layers, standardise] = x_LBD if drop.on_input is None else x_LBD.mul_(drop.on_input)
+
+        self._divide(pick, list(dict.fromkeys(block.input for block in blocks)))
+        logits_KBC = self._weights["first.weight"].new_empty(
+            len(self.courses), len(rows), self._target.num_outputs
         )
-        batches: dict[tuple[tuple[int, ...], bool], Tensor] = {}  # (L, B, D)
-        mixed: dict[int, Tensor] = {}
-        weights = self._weights["first.weight"]
-        first_KRB = weights.new_empty(len(self.courses), weights.shape[1], num_rows)
-        for layers, standardise, places in self._blocks():
-            key = (layers, standardise)
-            if key not in batches:
-                picked = self._inputs.rows(self._inputs.train, batch.to(device), layers, standardise)
-                if drop_input is not None:
-                    picked *= drop_input.to(device)
-                batches[key] = picked
-            x_BD = self._mix(batches[key], places.start, mixed)
-            torch.mm(weights[places].flatten(0, 1), x_BD.T, out=first_KRB[places].view(-1, num_rows))
-        first_KRB += self._weights["first.bias"][:, :, None]
-        hidden, d_first_KRB, logits_KBC, small = self._head(first_KRB, targets, num_rows)
         self.step += 1
         steps = torch.tensor(float(self.step), device=device)
-        self._move_first(d_first_KRB, batches, mixed, small, steps)
-        small["first.bias"] = d_first_KRB.sum(2)
-        self._move_small(small, steps)
-        del hidden
+
+        def train(block: _Block) -> None:
+            logits_KBC[block.places] = self._train_block(
+                block.places, picked[block.input], targets, drop, steps
+            )
+
+        self._divide(train, [(block,) for block in blocks])
         return logits_KBC, targets
 
-    def _mix(self, picked: Tensor, place: int, mixed: dict[int, Tensor]) -> Tensor:
-        """`(L, B, D)` -> `(B, D)`: the one layer, or the weighted sum of the configuration at `place`."""
-        if not self._mixes:
-            return picked[0]
-        share = F.softmax(self._weights["mix"][place], 0)
-        mixed[place] = (share @ picked.flatten(1)).view(picked.shape[1:])
-        return mixed[place]
+    def _masks(self, num_rows: int, hidden_size: int | None) -> _Masks:
+        """Dropout of this step."""
+        device = self._inputs.device
+        on_input = (
+            self.stream.dropout(0, self.step, num_rows, self._inputs.dim) if self._input_dropout else None
+        )
+        hidden = None if hidden_size is None else self.stream.dropout(1, self.step, num_rows, hidden_size)
+        return _Masks(
+            None if on_input is None else on_input.to(device),
+            None if hidden is None else hidden.T.contiguous().to(device),
+        )
 
-    def _head(
-        self, first_KRB: Tensor, targets: Tensor, num_rows: int
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Outputs and loss of what the first layer gives, and back to its gradient `(K, R, B)`.
-
-        Also the gradients of what lies behind it.
-        """
-        small: dict[str, Tensor] = {}
-        if "second.weight" not in self._weights:
+    def _train_block(
+        self, places: slice, picked: Tensor, targets: Tensor, drop: _Masks, steps: Tensor
+    ) -> Tensor:
+        """Forward, back and update of some configurations with one input `(L, B, D)`; gives outputs `(K, B, C)`."""
+        weights = self._weights["first.weight"][places]
+        count, size, _ = weights.shape
+        x_BD = self._mix(picked, places.start) if self._mixes else picked[0]
+        first_KRB = (weights.flatten(0, 1) @ x_BD.T).view(count, size, len(x_BD))
+        first_KRB += self._weights["first.bias"][places, :, None]
+        gradients: dict[str, Tensor] = {}
+        if "second.weight" in self._weights:
+            second = self._weights["second.weight"][places]
+            hidden_KHB = first_KRB.clamp_(min=0)
+            if drop.on_hidden is not None:
+                hidden_KHB *= drop.on_hidden
+            bias = self._weights["second.bias"][places, :, None]
+            logits_KBC = torch.baddbmm(bias, second, hidden_KHB).transpose(1, 2).contiguous()
+            d_outputs_KCB = self._loss_gradient(logits_KBC, targets)
+            gradients["second.weight"] = d_outputs_KCB @ hidden_KHB.transpose(1, 2)
+            gradients["second.bias"] = d_outputs_KCB.sum(2)
+            d_first_KRB = second.transpose(1, 2) @ d_outputs_KCB
+            # What is above zero was neither cut by the ReLU nor dropped.
+            d_first_KRB.mul_(hidden_KHB > 0).mul_(self.stream.scale)
+        else:
             logits_KBC = first_KRB.transpose(1, 2).contiguous()
-            return first_KRB, self._loss_gradient(logits_KBC, targets), logits_KBC, small
-        hidden_KHB = first_KRB.clamp_(min=0)
-        drop = self.stream.dropout(1, self.step, num_rows, hidden_KHB.shape[1])
-        if drop is not None:
-            hidden_KHB *= drop.T.contiguous().to(hidden_KHB.device)
-        second = self._weights["second.weight"]
-        outputs_KCB = torch.baddbmm(self._weights["second.bias"][:, :, None], second, hidden_KHB)
-        logits_KBC = outputs_KCB.transpose(1, 2).contiguous()
-        d_outputs_KCB = self._loss_gradient(logits_KBC, targets)
-        small["second.weight"] = torch.bmm(d_outputs_KCB, hidden_KHB.transpose(1, 2))
-        small["second.bias"] = d_outputs_KCB.sum(2)
-        d_hidden_KHB = torch.bmm(second.transpose(1, 2), d_outputs_KCB)
-        # What is above zero was neither cut by the ReLU nor dropped.
-        d_hidden_KHB *= hidden_KHB > 0
-        if drop is not None:
-            d_hidden_KHB *= self.stream.scale
-        return hidden_KHB, d_hidden_KHB, logits_KBC, small
+            d_first_KRB = self._loss_gradient(logits_KBC, targets)
+        gradients["first.bias"] = d_first_KRB.sum(2)
+        if self._mixes:
+            gradients["mix"] = self._mix_gradient(d_first_KRB[0], picked, places.start)[None]
+        self._move(places, d_first_KRB, x_BD, gradients, steps)
+        return logits_KBC
 
     def _loss_gradient(self, logits_KBC: Tensor, targets: Tensor) -> Tensor:
         """`(K, C, B)`: of each configuration's mean loss."""
-        count = len(logits_KBC)
+        count, num_rows, _ = logits_KBC.shape
         if type(self._target) in ONE_LABEL:  # what autograd gives, without its cost
             gradient = logits_KBC.softmax(-1)
-            gradient.scatter_add_(-1, targets.expand(count, -1)[..., None], self._minus_one(targets, count))
-            return gradient.div_(len(targets)).transpose(1, 2).contiguous()
+            gradient.scatter_add_(
+                -1, targets.expand(count, -1)[..., None], gradient.new_full((count, num_rows, 1), -1.0)
+            )
+            return gradient.div_(num_rows).transpose(1, 2).contiguous()
         leaf = logits_KBC.flatten(0, 1).requires_grad_()
         repeated = targets.expand(count, *targets.shape).flatten(0, 1)
         with torch.enable_grad():
@@ -295,74 +330,46 @@ class Stack:
         gradient *= count / float(loss.count)
         return gradient.view(logits_KBC.shape).transpose(1, 2).contiguous()
 
-    def _minus_one(self, targets: Tensor, count: int) -> Tensor:
-        return torch.full((count, len(targets), 1), -1.0, device=targets.device)
+    def _mix(self, picked: Tensor, place: int) -> Tensor:
+        """`(L, B, D)` -> `(B, D)`: the weighted sum of the configuration at `place`."""
+        share = F.softmax(self._weights["mix"][place], 0)
+        return (share @ picked.flatten(1)).view(picked.shape[1:])
 
-    def _move_first(
-        self,
-        d_first_KRB: Tensor,
-        batches: Mapping[tuple[tuple[int, ...], bool], Tensor],
-        mixed: Mapping[int, Tensor],
-        small: dict[str, Tensor],
-        steps: Tensor,
-    ) -> None:
-        """Gradient and update of the first layer, a block of rows at a time."""
-        weights, moments, squares = (
-            group["first.weight"] for group in (self._weights, self._moments, self._squares)
-        )
-        rows, dim = weights.shape[1:]
-        if self._mixes:
-            small["mix"] = torch.zeros_like(self._weights["mix"])
-        for layers, standardise, places in self._blocks():
-            picked = batches[layers, standardise]
-            x_BD = mixed[places.start] if self._mixes else picked[0]
-            if self._mixes:
-                self._mix_gradient(d_first_KRB[places.start], picked, places.start, small["mix"])
-            for place in range(places.start, places.stop):
-                block = max(1, BLOCK_BYTES // (4 * dim))
-                for a in range(0, rows, block):
-                    part = slice(a, min(rows, a + block))
-                    gradient = d_first_KRB[place, part] @ x_BD
-                    self._adam(
-                        [weights[place, part]], [gradient], [moments[place, part]], [squares[place, part]],
-                        steps, self.courses[place],
-                    )  # fmt: skip
-
-    def _mix_gradient(self, d_first_RB: Tensor, picked: Tensor, place: int, out: Tensor) -> None:
-        """Through the weighted sum to its numbers, before the weights move."""
+    def _mix_gradient(self, d_first_RB: Tensor, picked: Tensor, place: int) -> Tensor:
+        """`(L,)`: through the weighted sum to its numbers; before the weights move."""
         d_input_BD = d_first_RB.T @ self._weights["first.weight"][place]
         d_share = picked.flatten(1) @ d_input_BD.flatten()
         share = F.softmax(self._weights["mix"][place], 0)
-        out[place] = share * (d_share - (share * d_share).sum())
+        return share * (d_share - (share * d_share).sum())
 
-    def _move_small(self, gradients: Mapping[str, Tensor], steps: Tensor) -> None:
-        """Everything but the first weights: one call for all configurations with one learning rate and decay."""
-        groups: dict[tuple[float, float], list[int]] = {}
-        for place, course in enumerate(self.courses):
-            groups.setdefault((course.learning_rate, course.config.weight_decay), []).append(place)
-        for places in groups.values():
-            names = list(gradients)
-            self._adam(
-                [self._weights[n][i] for i in places for n in names],
-                [gradients[n][i] for i in places for n in names],
-                [self._moments[n][i] for i in places for n in names],
-                [self._squares[n][i] for i in places for n in names],
-                steps,
-                self.courses[places[0]],
-            )
-
-    def _adam(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        moments: list[Tensor],
-        squares: list[Tensor],
-        steps: Tensor,
-        course: Course,
+    def _move(
+        self, places: slice, d_first_KRB: Tensor, x_BD: Tensor, gradients: Mapping[str, Tensor], steps: Tensor
     ) -> None:
-        """The update of `torch.optim.Adam(fused=True)`; the class wants a parameter and a counter for each block."""
+        """Gradient of the first layer, a part of its rows at a time, and the updates."""
+        size, dim = self._weights["first.weight"].shape[1:]
+        part_rows = min(size, max(1, GRADIENT_BYTES // (4 * dim)))
+        buffer = x_BD.new_empty(part_rows, dim)
+        for place in range(places.start, places.stop):
+            d_first_RB = d_first_KRB[place - places.start]
+            lists: _Lists = ([], [], [], [])
+            for name, gradient in gradients.items():
+                self._append(lists, name, place, slice(None), gradient[place - places.start])
+            for start in range(0, size, part_rows):
+                part = slice(start, min(size, start + part_rows))
+                gradient = torch.mm(d_first_RB[part], x_BD, out=buffer[: part.stop - start])
+                self._append(lists, "first.weight", place, part, gradient)
+                self._adam(lists, steps, self.courses[place])
+                lists = ([], [], [], [])
+
+    def _append(self, lists: _Lists, name: str, place: int, part: slice, gradient: Tensor) -> None:
+        kinds = (self._weights[name], None, self._moments[name], self._squares[name])
+        for tensors, kind in zip(lists, kinds, strict=True):
+            tensors.append(gradient if kind is None else kind[place, part])
+
+    def _adam(self, lists: _Lists, steps: Tensor, course: Course) -> None:
+        """The update of `torch.optim.Adam(fused=True)`; the class wants a parameter and a counter for each part."""
         torch._fused_adam_(
-            weights, gradients, moments, squares, [], [steps] * len(weights),
+            *lists, [], [steps] * len(lists[0]),
             lr=course.learning_rate, beta1=BETAS[0], beta2=BETAS[1], weight_decay=course.config.weight_decay,
             eps=EPSILON, amsgrad=False, maximize=False,
         )  # fmt: skip
@@ -372,26 +379,45 @@ class Stack:
     @torch.no_grad()
     def valid_logits(self) -> Tensor:
         """`(K, M, C)`."""
-        valid = self._inputs.valid
-        num_rows = len(next(iter(valid.values())))
+        num_rows = len(next(iter(self._inputs.valid.values())))
         weights = self._weights["first.weight"]
         logits = weights.new_empty(len(self.courses), num_rows, self._target.num_outputs)
-        for layers, standardise, places in self._blocks():
-            count = places.stop - places.start
-            chunk = max(1, LOGIT_BYTES // (4 * count * weights.shape[1]))
-            for a in range(0, num_rows, chunk):
-                rows = slice(a, min(num_rows, a + chunk))
-                x_MD = self._mix(self._inputs.rows(valid, rows, layers, standardise), places.start, {})
-                first = (weights[places].flatten(0, 1) @ x_MD.T).view(count, -1, len(x_MD))
-                first += self._weights["first.bias"][places, :, None]
-                if "second.weight" in self._weights:
-                    second, bias = (
-                        self._weights["second.weight"][places],
-                        self._weights["second.bias"][places],
-                    )
-                    first = torch.baddbmm(bias[:, :, None], second, first.clamp_(min=0))
-                logits[places, rows] = first.transpose(1, 2)
+        work = []
+        for block in self._blocks(1 if self._mixes else len(self.courses)):
+            count = block.places.stop - block.places.start
+            most = max(1, LOGIT_BYTES // (4 * count * weights.shape[1]))
+            chunk = min(most, -(-num_rows // (1 if self.pool is None else 2)))
+            work += [(block, slice(a, min(num_rows, a + chunk))) for a in range(0, num_rows, chunk)]
+
+        def look(block: _Block, rows: slice) -> None:
+            logits[block.places, rows] = self._look_at(block, rows)
+
+        self._divide(look, work)
         return logits
+
+    def _look_at(self, block: _Block, rows: slice) -> Tensor:
+        """`(K, M, C)` of a block, for some rows of the validation split."""
+        places = block.places
+        picked = self._inputs.rows(self._inputs.valid, rows, *block.input)
+        x_MD = self._mix(picked, places.start) if self._mixes else picked[0]
+        weights = self._weights["first.weight"][places]
+        first_KRM = (weights.flatten(0, 1) @ x_MD.T).view(*weights.shape[:2], len(x_MD))
+        first_KRM += self._weights["first.bias"][places, :, None]
+        if "second.weight" in self._weights:
+            second, bias = (
+                self._weights["second.weight"][places],
+                self._weights["second.bias"][places, :, None],
+            )
+            first_KRM = torch.baddbmm(bias, second, first_KRM.clamp_(min=0))
+        return first_KRM.transpose(1, 2)
+
+    def _divide(self, do: Callable[..., None], work: Sequence[tuple[Any, ...]]) -> None:
+        """Do all of it, in threads where there are some."""
+        if self.pool is None or len(work) == 1:
+            for arguments in work:
+                do(*arguments)
+        else:
+            list(self.pool.map(lambda arguments: do(*arguments), work))  # a list, so that errors are raised
 
     # Going on ------------------------------------------------------------------------------------------
 
