@@ -411,7 +411,7 @@ def test_every_cell_of_a_row_and_its_average(tmp_path, screen, monkeypatch):
     evaluated = []
 
     def evaluate(run, **options):
-        assert os.environ["AUDIATION_DATA_ROOT"] == str(root)
+        assert options["data_root"] == root
         evaluated.append(run)
         return published_result(run)
 
