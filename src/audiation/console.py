@@ -126,6 +126,7 @@ def evaluate_with_progress(
                 line = f"{len(tags)} tags have {why.replace('_', ' ')} in the test split: {shown}. "
                 line += "roc_auc leaves such tags out, ap counts those without a positive as 0."
                 console.print(line, markup=False, highlight=False)
+        console.print(_cost(result), highlight=False)
         for name, why in result.run.get("not_defined", {}).items():
             console.print(f"{name}: {why}", markup=False, highlight=False)
         for failure in result.failures:
@@ -296,6 +297,20 @@ def _show_grid(bar: Progress, row: TaskID, state: GridProgress) -> None:
         parts.append(f"{_duration(state.seconds_left)} left or more")
     done = state.num_configs - state.num_alive
     bar.update(row, total=state.num_configs, completed=done, detail=", ".join(parts))
+
+
+def _cost(result: Result) -> str:
+    """What a result took, and what its search settled on."""
+    unit = "GPU-hours" if result.hardware.get("gpus") else "core-hours"
+    text = f"{result.compute_hours:.3f} {unit} on {result.hardware.get('device') or 'an unknown device'}"
+    if len(result.trials) > 1:
+        chosen = ", ".join(
+            f"{k}={v}"
+            for k, v in result.chosen.items()
+            if len({str(t.choices.get(k)) for t in result.trials}) > 1
+        )
+        text += f"; best of {len(result.trials)} configurations: {chosen}"
+    return text + "."
 
 
 def _headline(result: Result) -> str:

@@ -54,6 +54,14 @@ def render_table(
         notes.append(
             "Those on other data are for orientation only; their row names the question they answer."
         )
+    departing = [r for r in results if r.departures]
+    for text in dict.fromkeys("; ".join(r.departures) for r in departing):
+        protocols = ", ".join(
+            sorted({r.run["protocol"] for r in departing if "; ".join(r.departures) == text})
+        )
+        notes.append(f"* departs from the protocol {protocols}: {text}.")
+    for hours in sorted({r.run["beyond_wall_hours"] for r in results if "beyond_wall_hours" in r.run}):
+        notes.append(f"! took more than the {hours:g} hours that its protocol allows.")
     if failed_in["test"]:
         notes.append(f"Failed test tracks: {failed_in['test']}; the result files say which and why.")
     if failed_in["training"]:
@@ -69,7 +77,8 @@ def _representation(result: Result) -> str:
         parts.append(f"layer {run['layer']}")
     if run["method"] != "probe":
         parts.append(run["method"])
-    return ", ".join(parts)
+    marks = "*" * bool(result.departures) + "!" * ("beyond_wall_hours" in result.run)
+    return ", ".join(parts) + marks
 
 
 def _tracks(result: Result) -> Text:
