@@ -130,14 +130,11 @@ def train_grid(
         )  # fmt: skip
         with _threads(stack, device):
             stack.run(score, files, number, lambda s: _report(progress, clock, s, trials))
-        clock.ended(len(members))
+        clock.ended()
         for fit_index, fit in stack.fits.items():
             trials[fit_index] = ProbeTrial(fit.config, fit.best_score, fit.best_step, fit.last_step)
-        best_here = _first_best(stack.fits)
-        if keep_states:
-            fits |= stack.fits
-        else:  # one state is enough
-            fits = {i: f for i, f in ((best_here, stack.fits[best_here]), *fits.items())}
+        fits |= stack.fits
+        if not keep_states:  # one is enough
             best = _first_best(fits)
             fits = {best: fits[best]}
     best = _first_best(fits)
@@ -211,7 +208,7 @@ class _Clock:
         self._first_step: int | None = None
         self._ended: list[float] = []
 
-    def ended(self, _: int) -> None:
+    def ended(self) -> None:
         self._ended.append(time.perf_counter() - self._stack_started)
         self._stack_started, self._first_step = time.perf_counter(), None
 

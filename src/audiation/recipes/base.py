@@ -82,17 +82,21 @@ def carry_out_runs(
     *,
     data_root: Path | None = None,
     metadata_root: Path | None = None,
+    keep_models: bool = False,
 ) -> Carried:
     """Evaluate runs one after another; one whose result of these versions lies in `out` is not repeated.
 
     A run that cannot be carried out (data that is not there, a task that does not exist) is reported with its reason,
     and the others go on.
+
+    keep_models: write the trained models as well (`model_path`).
     """
     results: dict[Run, Result] = {}
     failed: list[FailedRun] = []
     for number, run in enumerate(runs, start=1):
         path = out / result_name(run)
-        kept = kept_result(path)
+        model = model_path(out, run) if keep_models else None
+        kept = kept_result(path) if model is None or model.is_dir() else None
         if kept is not None:
             results[run] = kept
             continue
@@ -102,7 +106,7 @@ def carry_out_runs(
         try:
             result = evaluate_with_progress(
                 run, out=path, console=console, show_table=False, device=device, data_root=data_root,
-                metadata_root=metadata_root,
+                metadata_root=metadata_root, model_out=model,
             )  # fmt: skip
         except (ValueError, KeyError, OSError, torch.OutOfMemoryError) as error:
             failed.append(FailedRun(run, str(error)))
@@ -115,6 +119,11 @@ def carry_out_runs(
 def result_name(run: Run) -> str:
     """What the file of a run's result is called."""
     return f"{run.task}.{Path(run.backbone).name}.{run.key}.json"
+
+
+def model_path(out: Path, run: Run) -> Path:
+    """Where the model of a run lies."""
+    return (out / result_name(run)).with_suffix(".model")
 
 
 def kept_result(path: Path) -> Result | None:
