@@ -42,6 +42,7 @@ from audiation.compare_features import (
 from audiation.frame_targets import BeatTarget
 from audiation.loading import load_backbone
 from audiation.methods import inject
+from audiation.protocols import PROTOCOLS
 from audiation.recipes.base import parse_recipe
 from audiation.recipes.petl_section5_3 import PetlSection53, means_over_methods
 from audiation.results import Result
@@ -436,7 +437,8 @@ def test_the_recipe_of_section_5_3_keeps_models_and_goes_on(gtzan, saved, tmp_pa
         carried.append(run.method)
         model = adapted_model(run.method)
         save_adapter(model, model_out, info={"task": run.task})
-        record = dataclasses.asdict(run) | {"layer": 2, "method_parameters": 1}
+        version = PROTOCOLS[run.protocol].version
+        record = dataclasses.asdict(run) | {"layer": 2, "method_parameters": 1, "protocol_version": version}
         return Result(record, {"accuracy": 0.5}, {"accuracy": None}, 9, 9, "ab")
 
     monkeypatch.setattr(console_module, "evaluate", evaluate)
