@@ -83,7 +83,7 @@ class OneProbe:
             scores.append(value)
             best, since = ((value, self.step), 0) if value > best[0] else (best, since + 1)
             if schedule.halve_patience is not None:
-                if value > rate_best:
+                if value > rate_best * (1 + 1e-4):
                     rate_best, bad = value, 0
                 else:
                     bad += 1

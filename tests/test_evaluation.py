@@ -181,3 +181,26 @@ def test_protocols_refuse_what_they_have_no_place_for(places):
         evaluate(dataclasses.replace(RUN, method="lora", protocol="petl"), **places)
     with pytest.raises(ValueError, match="rounded to bf16"):
         evaluate(dataclasses.replace(ADAPTED, precision="bf16"), **places)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"protocol": "marble-constrained", "train": "max_epochs=1,patience=1"},
+        {"protocol": "marble-weighted-sum", "train": "max_epochs=1"},
+        {"protocol": "jukemir-single", "train": "patience=1,layer=0"},
+        {"protocol": "marble-v2", "train": "max_epochs=1"},
+    ],
+    ids=["searched", "weighted sum", "named in train", "one layer"],
+)
+def test_a_run_that_chose_its_layer_is_the_same_run_when_repeated(places, choices):
+    run = Run("musicfm-mini", "gtzan_genre", weights="random", num_layers=2, **choices)
+    result = Result.from_json(evaluate(run, **places).to_json())
+    again = Run.of(result)
+    assert again == run or again == dataclasses.replace(
+        run, layer=2
+    )  # the one layer of a protocol is written out
+    assert (again.layer is None) == (run.protocol != "marble-v2")
+    repeated = evaluate(again, **places)
+    assert repeated.scores == result.scores and len(repeated.trials) == len(result.trials)
+    assert repeated.departures == result.departures

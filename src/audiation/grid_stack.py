@@ -32,6 +32,7 @@ ACTIVATION_BYTES = 2**20  # of hidden units, and
 GRADIENT_BYTES = 4 * 2**20  # of gradient that are alive at a time in a thread: they should stay in the cache
 LOGIT_BYTES = 64 * 2**20  # of hidden units while the validation split is looked at
 ONE_LABEL = (ClassTarget, KeyTarget, PitchTarget)  # whose loss is the cross-entropy of one class
+PLATEAU_THRESHOLD = 1e-4  # relative; smaller improvements do not keep the rate up (PyTorch, Lightning)
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 Scores = Callable[[Tensor], np.ndarray]
@@ -188,7 +189,7 @@ class Stack:
     def _slow_down(self, course: Course, value: float) -> None:
         if self.schedule.halve_patience is None:
             return
-        if value > course.plateau_best:
+        if value > course.plateau_best * (1 + PLATEAU_THRESHOLD):
             course.plateau_best, course.plateau = value, 0
             return
         course.plateau += 1

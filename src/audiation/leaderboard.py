@@ -73,7 +73,7 @@ def render_table(
 def _representation(result: Result) -> str:
     run = result.run
     parts = [run["backbone"] if run.get("weights") != "random" else f"{run['backbone']}, untrained"]
-    if run.get("layer"):
+    if run.get("layer") is not None:
         parts.append(f"layer {run['layer']}")
     if run["method"] != "probe":
         parts.append(run["method"])

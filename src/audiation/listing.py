@@ -116,15 +116,17 @@ def show_protocol(name: str, console: Console | None = None) -> None:
     if not (isinstance(protocol, Protocol) and protocol.task_schedules):
         return
     table = Table(title="tasks that differ", title_justify="left")
-    for column in ("tasks", "max epochs", "rate is lowered after", "by", "ends after"):
+    for column in ("tasks", "max epochs", "rate is lowered after more than", "by", "ends after"):
         table.add_column(column, overflow="fold")
     for tasks, schedule in protocol.task_schedules:
         cells = (schedule.max_epochs, schedule.halve_patience, schedule.factor, schedule.patience)
         table.add_row(", ".join(tasks), *map(str, cells))
     console.print(table)
     for task, probes in protocol.task_probes:
-        rates = ", ".join(f"{p.learning_rate:g}" for p in probes)
-        console.print(f"{task}: learning rate {rates}.", highlight=False)
+        for p in probes:
+            console.print(
+                f"{task}: learning rate {p.learning_rate:g}, batch {p.batch_size}.", highlight=False
+            )
     if protocol.task_layers:
         layers = ", ".join(f"{task} {layer} ({backbone})" for backbone, task, layer in protocol.task_layers)
         console.print(f"Layers: {layers}.", highlight=False)

@@ -56,11 +56,11 @@ class ProbeConfig:
             raise ValueError(
                 f"hidden_size must be at least 1, or None for a linear probe, got {self.hidden_size}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is a probability in [0, 1), got {self.dropout}")
-        if not self.learning_rate > 0:
+        if not 0 <= self.dropout <= 0.999:
+            raise ValueError(f"dropout is a probability from 0 to 0.999, got {self.dropout}")
+        if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not self.weight_decay >= 0:
+        if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
 
 
@@ -77,8 +77,8 @@ class ProbeSchedule:
     look_every_steps: None: after each epoch, the first after the first one.
     patience: looks in a row without improvement that end the training; None: only `max_epochs` does.
     max_epochs: None: no limit.
-    halve_patience: looks in a row without improvement after which the learning rate is halved, at the next such look
-        (PyTorch's plateau rule); None: it is constant.
+    halve_patience: looks in a row without an improvement of 1e-4 of the best, after which the next such look lowers the
+        learning rate (the rule and the defaults of PyTorch's ReduceLROnPlateau); None: it is constant.
     factor: by which it is multiplied then.
     keep: the state with the best score, or that of the last look.
     """
@@ -96,6 +96,14 @@ class ProbeSchedule:
             raise ValueError("training would never end: give patience or max_epochs")
         if self.sampling == "draws" and (self.look_every_steps is None or self.max_epochs is not None):
             raise ValueError("there are no epochs in 'draws': give look_every_steps, and no max_epochs")
+        if self.sampling not in ("draws", "epochs") or self.keep not in ("best", "last"):
+            raise ValueError(
+                f"sampling is draws or epochs, keep is best or last, got {self.sampling}, {self.keep}"
+            )
+        if not 0 < self.factor < 1 or (self.halve_patience is not None and self.halve_patience < 0):
+            raise ValueError(
+                f"factor is between 0 and 1 and halve_patience at least 0, got {self.factor}, {self.halve_patience}"
+            )
         numbers = (self.look_every_steps, self.patience, self.max_epochs)
         if any(n is not None and n < 1 for n in numbers):
             raise ValueError(f"look_every_steps, patience and max_epochs are at least 1, got {numbers}")
@@ -119,7 +127,7 @@ class Standardiser:
             squares += (block.double() - mean).square().sum(0)
         deviation = (squares / len(vectors)).sqrt()
         # Less spread than float32 can express around the mean is rounding, not information.
-        constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()
+        constant = (deviation <= torch.finfo(torch.float32).eps * mean.abs()) | (deviation.float() == 0)
         return cls(mean.float(), torch.where(constant, 1.0, deviation).float())
 
     @classmethod

@@ -221,7 +221,7 @@ def judge_probes(
     beyond = protocol.wall_hours is not None and hours > protocol.wall_hours
     return Outcome(
         resolved={
-            "layer": fit.config.layer,
+            **({"layer": fit.config.layer} if protocol.layers == "one" and "layer=" not in run.train else {}),
             "chunk_policy": features.policy,
             "frozen_mode": "eval",
             "aggregation": rule,

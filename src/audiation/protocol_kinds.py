@@ -140,8 +140,8 @@ def _describe_schedule(schedule: ProbeSchedule) -> str:
     parts = [f"The validation split is looked at {looks}"]
     if schedule.halve_patience is not None:
         parts.append(
-            f"the learning rate is multiplied by {schedule.factor:g} after {schedule.halve_patience} looks without "
-            "improvement"
+            f"the learning rate is multiplied by {schedule.factor:g} after more than {schedule.halve_patience} looks "
+            "without improvement"
         )
     if schedule.patience is not None:
         parts.append(f"training ends after {schedule.patience} looks without improvement")

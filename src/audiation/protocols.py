@@ -194,7 +194,13 @@ _add(
             (tasks, ProbeSchedule("epochs", None, patience, epochs, halve, factor, "last"))
             for tasks, (epochs, halve, patience, factor) in _V2.items()
         ),
-        task_probes=(("gtzan_genre", (replace(MARBLE_PROBE, learning_rate=5e-3),)),),
+        task_probes=(
+            ("gtzan_genre", (replace(MARBLE_PROBE, learning_rate=5e-3),)),
+            *(
+                (task, (replace(MARBLE_PROBE, batch_size=32),))
+                for task in ("mtg_genre", "mtg_instrument", "mtg_moodtheme", "mtg_top50", "mtt")
+            ),
+        ),
         task_layers=tuple(
             ("mert-v1-95m", task, layer)
             for task, layer in (

@@ -167,7 +167,7 @@
     if (focused) show(Number(focused.dataset.index));
     else hide();
   });
-  layerOfPoints.addEventListener("focusin", (event) => show(indexOf(event)));
+  layerOfPoints.addEventListener("focusin", (event) => { if (indexOf(event) >= 0) show(indexOf(event)); });
   layerOfPoints.addEventListener("focusout", hide);
   layerOfPoints.addEventListener("click", (event) => {
     const index = indexOf(event);
