@@ -99,7 +99,10 @@ def test_a_stored_result_repeats_itself(places, tmp_path, impatient):
     assert again.scores == first.scores
     assert again.predictions == first.predictions
     assert again.split_hash == first.split_hash
-    assert again.run == first.run | {"layer": 0}
+    assert (
+        again.run == first.run | {"layer": 0, "features_from_store": 59}
+        and first.run["features_from_store"] == 0
+    )
 
 
 def test_another_seed_is_another_run(places):

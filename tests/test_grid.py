@@ -14,6 +14,7 @@ from audiation.grid import train_grid
 from audiation.grid_inputs import GridInputs, GridStream
 from audiation.grid_stack import Stack
 from audiation.probe import WEIGHTED_SUM, ProbeConfig, ProbeSchedule
+from audiation.store import StoreLockedError
 from audiation.targets import ClassTarget, EmotionTarget, TagsTarget
 from one_probe import OneProbe
 
@@ -158,21 +159,60 @@ def test_a_killed_grid_goes_on_to_the_same_bits(tmp_path, monkeypatch, kill_at):
 def test_files_of_another_grid_or_damaged_ones_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(grid_files, "SAVE_EVERY_SECONDS", 0.0)
 
+    folder = tmp_path / "grid"
+
     def stop(progress):
         if progress.step > 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(MARBLE[:2], EPOCHS, run_dir=tmp_path, run_key="data", progress=stop)
+        train(MARBLE[:2], EPOCHS, run_dir=folder, run_key="data", progress=stop)
     steps = []
-    train(MARBLE[:2], EPOCHS, run_dir=tmp_path, run_key="other data", progress=lambda p: steps.append(p.step))
+    train(MARBLE[:2], EPOCHS, run_dir=folder, run_key="other data", progress=lambda p: steps.append(p.step))
     assert steps[0] == 4  # an epoch of 230 windows in batches of 64
     with pytest.raises(KeyboardInterrupt):
-        train(MARBLE[:2], EPOCHS, run_dir=tmp_path, run_key="data", progress=stop)
-    (tmp_path / "stack-0000.safetensors").write_bytes(b"half a file")
+        train(MARBLE[:2], EPOCHS, run_dir=folder, run_key="data", progress=stop)
+    folder.joinpath("stack-0000.safetensors").write_bytes(b"half a file")
     steps.clear()
-    train(MARBLE[:2], EPOCHS, run_dir=tmp_path, run_key="data", progress=lambda p: steps.append(p.step))
+    train(MARBLE[:2], EPOCHS, run_dir=folder, run_key="data", progress=lambda p: steps.append(p.step))
     assert steps[0] == 4
+
+
+def test_other_vectors_under_the_same_key_are_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid_files, "SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(grid_files, "SAVE_SHARE", 1.0)
+
+    def stop(progress):
+        if progress.step > 12:
+            raise KeyboardInterrupt
+
+    folder, steps = tmp_path / "grid", []
+    with pytest.raises(KeyboardInterrupt):
+        train(MARBLE[:2], EPOCHS, run_dir=folder, progress=stop)
+    others = TRAIN | {0: TRAIN[0] + 1e-3}
+    train_grid(
+        MARBLE[:2], EPOCHS, TARGET, others, ANNOTATIONS, VALID, accuracy, run_dir=folder,
+        progress=lambda p: steps.append(p.step),
+    )  # fmt: skip
+    assert steps[0] == 4
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="holds thesis"):
+        train(MARBLE[:1], EPOCHS, run_dir=tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        train(MARBLE[:1], EPOCHS, run_dir=tmp_path / "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_two_processes_do_not_train_one_grid(tmp_path):
+    with (
+        grid_files.GridFiles(tmp_path / "grid", "key"),
+        pytest.raises(StoreLockedError, match="being written by"),
+    ):
+        train(MARBLE[:1], EPOCHS, run_dir=tmp_path / "grid")
+    assert train(MARBLE[:1], EPOCHS, run_dir=tmp_path / "grid").best.best_score > 0
 
 
 def test_a_weighted_sum_with_all_weight_on_a_layer_is_that_layer_and_leaves_layer_0_out():

@@ -303,6 +303,8 @@ def _cost(result: Result) -> str:
     """What a result took, and what its search settled on."""
     unit = "GPU-hours" if result.hardware.get("gpus") else "core-hours"
     text = f"{result.compute_hours:.3f} {unit} on {result.hardware.get('device') or 'an unknown device'}"
+    if stored := result.run.get("features_from_store"):
+        text += f" (features of {stored} files were stored already and are not in it)"
     if len(result.trials) > 1:
         chosen = ", ".join(
             f"{k}={v}"

@@ -11,11 +11,12 @@ outputs.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,13 @@ class ProbeTrial:
 class GridFit:
     """best: the trial with the best validation score, the first of equals. trials: all, in the order given.
 
+    train_seconds: of all stacks, also before the training was killed; what was lost by that is not counted.
     fits: all of them with their weights where they were asked for, else empty.
     """
 
     best: ProbeFit
     trials: tuple[ProbeTrial, ...]
+    train_seconds: float
     fits: tuple[ProbeFit, ...] = ()
 
 
@@ -101,7 +104,8 @@ def train_grid(
         valid_vectors: layer -> `(M, D)`, of the same layers.
         score: `(K, M, C)` logits -> `(K,)` scores, larger is better (`probe_scores.ValidationScorer`).
         run_dir: folder from which a killed training goes on, to the same numbers; None: it cannot.
-        run_key: identity of data and versions; a folder of another key is begun anew.
+        run_key: identity of what `score` knows, and of versions. A folder of another key, other vectors, annotations or
+            configurations is begun anew.
         device: torch device of weights and products. Random numbers come from the CPU, so all devices draw the same.
         stack_bytes: of weights and optimiser state in memory at a time.
         allow_missing_classes: train although a class of the target never occurs in the training split.
@@ -109,8 +113,8 @@ def train_grid(
         progress: called after every look at the validation split.
 
     Raises:
-        ValueError: no configurations, a layer without vectors, what `check_vectors` refuses, or no configuration
-            that ever had a score.
+        ValueError: no configurations, a layer without vectors, what `check_vectors` refuses, a folder that holds
+            something else or is in use, or no configuration that ever had a score.
     """
     if not configs:
         raise ValueError("a grid needs at least one configuration")
@@ -120,7 +124,44 @@ def train_grid(
     inputs = GridInputs(train_vectors, valid_vectors, torch.device(device))
     layers_of = [_layers(config, list(train_vectors)) for config in configs]
     stacks = _plan_stacks(configs, layers_of, inputs.dim, target.num_outputs, stack_bytes)
-    files = None if run_dir is None else GridFiles(run_dir, f"{run_key} {configs} {schedule} {stacks}")
+    with ExitStack() as closing:
+        files = None
+        if run_dir is not None:
+            data = _data_sha256(train_vectors, valid_vectors, targets)
+            files = closing.enter_context(
+                GridFiles(run_dir, f"{run_key} {data} {configs} {schedule} {stacks}")
+            )
+        return _train_stacks(
+            configs, layers_of, stacks, inputs, target, targets, schedule, score, files,
+            device=device, keep_states=keep_states, progress=progress,
+        )  # fmt: skip
+
+
+def _data_sha256(train: Mapping[int, Tensor], valid: Mapping[int, Tensor], targets: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in (*train.values(), *valid.values(), targets):
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _train_stacks(
+    configs: Sequence[ProbeConfig],
+    layers_of: Sequence[tuple[int, ...]],
+    stacks: Sequence[list[int]],
+    inputs: GridInputs,
+    target: ClipTarget,
+    targets: Tensor,
+    schedule: ProbeSchedule,
+    score: Scores,
+    files: GridFiles | None,
+    *,
+    device: str,
+    keep_states: bool,
+    progress: Callable[[GridProgress], None] | None,
+) -> GridFit:
+    """One stack after another."""
+    seconds = 0.0
     fits: dict[int, ProbeFit] = {}
     trials: dict[int, ProbeTrial] = {}
     clock = _Clock(len(configs), [len(s) for s in stacks])
@@ -131,6 +172,7 @@ def train_grid(
         with _threads(stack, device):
             stack.run(score, files, number, lambda s: _report(progress, clock, s, trials))
         clock.ended()
+        seconds += stack.seconds
         for fit_index, fit in stack.fits.items():
             trials[fit_index] = ProbeTrial(fit.config, fit.best_score, fit.best_step, fit.last_step)
         fits |= stack.fits
@@ -146,7 +188,7 @@ def train_grid(
     if files is not None:
         files.remove()
     ordered = tuple(fits[i] for i in range(len(configs))) if keep_states else ()
-    return GridFit(fits[best], tuple(trials[i] for i in range(len(configs))), ordered)
+    return GridFit(fits[best], tuple(trials[i] for i in range(len(configs))), seconds, ordered)
 
 
 def _first_best(fits: Mapping[int, ProbeFit]) -> int:

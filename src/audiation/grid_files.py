@@ -9,26 +9,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-SAVE_EVERY_SECONDS = 120.0
+from audiation.store import WriterLock
+
+SAVE_EVERY_SECONDS = 10.0
+SAVE_SHARE = 0.05  # of the time, at the most, where there is much to write
 
 Snapshot = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class GridFiles:
-    """Files of one grid. A folder of another grid, or of other data, is begun anew."""
+    """Files of one grid, written by one process at a time; close them, or use them as a context manager."""
 
     def __init__(self, directory: Path, key: str) -> None:
-        """key: everything that decides the numbers."""
+        """What another grid, or the same on other data, has left in the folder is removed.
+
+        key: everything that decides the numbers.
+
+        Raises:
+            ValueError: a folder that holds something else; StoreLockedError where another process trains this grid.
+        """
         self.directory = directory
+        foreign = [p.name for p in directory.iterdir() if not self._is_ours(p)] if directory.is_dir() else []
+        if foreign or (directory.exists() and not directory.is_dir()):
+            why = f"holds {foreign[0]}" if foreign else "is a file"
+            raise ValueError(
+                f"{directory} is not the folder of a grid: it {why}. Give an empty folder, or none."
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        self._lock = WriterLock(directory / "writer.lock")
         digest = hashlib.sha256(key.encode()).hexdigest()
         note = directory / "grid.json"
         try:
@@ -36,16 +52,22 @@ class GridFiles:
         except (ValueError, OSError):
             known = None
         if known != {"key": digest}:
-            shutil.rmtree(directory, ignore_errors=True)
-            directory.mkdir(parents=True)
+            self._clear()
             self._replace(note, json.dumps({"key": digest}))
-        self._saved = time.monotonic()
+        self._saved, self._pause_seconds = time.monotonic(), SAVE_EVERY_SECONDS
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def is_due(self) -> bool:
         """Whether the last file is old enough for a new one."""
-        return time.monotonic() - self._saved >= SAVE_EVERY_SECONDS
+        return time.monotonic() - self._saved >= self._pause_seconds
 
     def save_stack(self, number: int, snapshot: Snapshot) -> None:
+        started = time.monotonic()
         tensors, values = snapshot
         path = self._path(number)
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -53,6 +75,7 @@ class GridFiles:
         save_file(contiguous, str(partial), metadata={"course": json.dumps(values)})
         partial.replace(path)
         self._saved = time.monotonic()
+        self._pause_seconds = max(SAVE_EVERY_SECONDS, (self._saved - started) / SAVE_SHARE)
 
     def load_stack(self, number: int) -> Snapshot | None:
         """What was saved last; None where there is nothing, or nothing that can be read."""
@@ -66,7 +89,20 @@ class GridFiles:
 
     def remove(self) -> None:
         """After the end: the same grid again computes again."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._clear()
+        (self.directory / "writer.lock").unlink(missing_ok=True)
+        self.directory.rmdir()
+
+    def _clear(self) -> None:
+        for path in self.directory.iterdir():
+            if path.name != "writer.lock":
+                path.unlink()
+
+    @staticmethod
+    def _is_ours(path: Path) -> bool:
+        return path.is_file() and (
+            path.name in ("grid.json", "writer.lock") or path.name.startswith(("stack-", "grid.json."))
+        )
 
     def _path(self, number: int) -> Path:
         return self.directory / f"stack-{number:04}.safetensors"

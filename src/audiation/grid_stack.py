@@ -12,6 +12,7 @@ vector, `R` rows of the first layer of one configuration (its hidden size H, or 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ class Stack:
         self._input_dropout = first.input_dropout
         self.courses = [Course(i, c, c.learning_rate) for i, c in zip(indices, configs, strict=True)]
         self.step = 0
+        self.seconds = 0.0
         self.pool: ThreadPoolExecutor | None = None  # threads among which the work of a step is divided
         self.fits: dict[int, ProbeFit] = {}
         self._fresh_state(first, len(layers[0]))
@@ -139,6 +141,7 @@ class Stack:
         """Train all configurations to their ends; goes on from `files` where there is something."""
         if files is not None and (kept := files.load_stack(number)) is not None:
             self._restore(kept)
+        started = time.perf_counter() - self.seconds
         per_look = self.schedule.look_every_steps or self.stream.batches_per_epoch
         if self.schedule.sampling == "draws" and self.courses and not self.courses[0].history:
             self._look(score, per_look)
@@ -148,6 +151,7 @@ class Stack:
                 self.train_step()
             self._look(score, per_look)
             report(self)
+            self.seconds = time.perf_counter() - started
             if files is not None and (not self.courses or files.is_due()):
                 files.save_stack(number, self._snapshot())
 
@@ -448,7 +452,7 @@ class Stack:
             }
             for c in self.courses
         ]  # fmt: skip
-        return tensors, {"step": self.step, "courses": courses, "fits": fits}
+        return tensors, {"step": self.step, "seconds": self.seconds, "courses": courses, "fits": fits}
 
     def _restore(self, kept: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
         tensors, values = kept
@@ -459,7 +463,7 @@ class Stack:
         ):  # fmt: skip
             for name in group:
                 group[name] = tensors[f"{kind}.{name}"].to(device)
-        self.step = values["step"]
+        self.step, self.seconds = values["step"], values["seconds"]
         self.courses = [
             Course(
                 c["index"], by_index[c["index"]], c["learning_rate"], Evaluation(*c["best"]), c["since_best"],

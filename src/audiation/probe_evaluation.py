@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +190,9 @@ def judge_probes(
         task.name, backbone.name, backbone.weights_hash, str(features.policy), protocol.keep_remainders, split_hash,
         backbone.precision, current_versions(),
     ]  # fmt: skip
-    key = json.dumps([*identity, repr(search)])
+    answers = [str(task.annotation(t)) for t in valid.tracks], valid.track_of_window.tolist()
+    key = json.dumps([*identity, repr(search), *answers])
     annotations = [task.annotation(t) for t in train.tracks]
-    started = time.perf_counter()
     grid = train_grid(
         search.configs,
         search.schedule,
@@ -202,12 +201,13 @@ def judge_probes(
         [annotations[i] for i in train.track_of_window.tolist()],
         valid.vectors,
         scorer,
-        run_dir=cache_dir("runs", hashlib.sha256(key.encode()).hexdigest()[:16]),
+        run_dir=cache_dir(
+            "runs", hashlib.sha256(json.dumps([*identity, repr(search)]).encode()).hexdigest()[:16]
+        ),
         run_key=key,
         device=device,
         progress=lambda p: progress(_shown(p)),
     )
-    train_seconds = time.perf_counter() - started
     fit = grid.best
     progress(EvaluationProgress("test", validation_score=fit.best_score, step=fit.best_step))
     rule = scorer.best_rule(fit.predict({i: valid.vectors[i] for i in fit.layers}))
@@ -217,7 +217,7 @@ def judge_probes(
         model = probed_model(backbone, target, fit, task.clip_seconds, rule)
         save_adapter(model, model_out, info={"task": task.name})
     outputs = track_logits(target, fit.predict(test.vectors), test.track_of_window, rule)
-    hours = (features.extract_seconds + train_seconds) / 3600
+    hours = (features.extract_seconds + grid.train_seconds) / 3600
     beyond = protocol.wall_hours is not None and hours > protocol.wall_hours
     return Outcome(
         resolved={
@@ -226,6 +226,7 @@ def judge_probes(
             "frozen_mode": "eval",
             "aggregation": rule,
             "num_configurations": len(search.configs),
+            "features_from_store": features.num_stored,
             **({"beyond_wall_hours": protocol.wall_hours} if beyond else {}),
         },
         test_tracks=test.tracks,
@@ -233,7 +234,7 @@ def judge_probes(
         confidences=_confidences(target, outputs),
         failures={"train": train.failures, "valid": valid.failures, "test": test.failures},
         num_parameters=fit.num_parameters,
-        train_seconds=train_seconds,
+        train_seconds=grid.train_seconds,
         extract_seconds=features.extract_seconds,
         best_step=fit.kept_step,
         chosen=_choices(fit.config, search.schedule),

@@ -89,7 +89,8 @@ class Result:
     trials: everything that the protocol tried, in its order; none where it has no search.
     curve: (updates, validation score) of the trial that was tested.
     departures: how the run departs from its protocol, in words; none: it follows it.
-    extract_seconds: spent on features in this run; 0 where they were there.
+    extract_seconds: spent on features in this run; next to nothing where they were there (`run["features_from_store"]`
+        counts the files), so that hours are then a lower bound.
     hardware: `provenance.current_hardware`.
     code: `provenance.current_code`.
     predictions: one per scored track.

@@ -47,6 +47,7 @@ class StoredFeatures:
 
     policy: how long clips were cut into chunks. reasons: why files have no features.
     extract_seconds: what it took now; next to nothing where everything was there.
+    num_stored: files whose features were there, and cost nothing now.
     """
 
     table: Path
@@ -55,6 +56,7 @@ class StoredFeatures:
     keep_remainders: bool
     policy: Any
     extract_seconds: float
+    num_stored: int
     reasons: dict[Path, str] = field(default_factory=dict)
 
     def read(
@@ -151,6 +153,7 @@ def extract_features(
         keep_remainders,
         extraction.spec.policy,
         time.perf_counter() - started,
+        extraction.num_resumed,
         {Path(f.path): f.reason for f in extraction.failures},
     )
 
