@@ -76,7 +76,7 @@ class GridStream:
         self._levels = levels
         self.scale = 1 / (1 - levels / 65536)
         self._orders: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
-        self._kept: dict[int, tuple[tuple[int, int, int], np.ndarray]] = {}
+        self._kept: dict[int, tuple[tuple[int, int], np.ndarray]] = {}
 
     def batch(self, step: int) -> Tensor:
         """Indices of training windows."""
@@ -104,22 +104,22 @@ class GridStream:
         if self._levels == 0:
             return None
         draw, place = divmod(step, STEPS_PER_DRAW)
-        key = (draw, num_rows, num_columns)
+        key = (draw, num_columns)
         if layer not in self._kept or self._kept[layer][0] != key:
-            self._kept[layer] = (key, self._draw_kept(layer, draw, num_rows, num_columns))
-        mask = torch.from_numpy(self._kept[layer][1][place]).to(torch.float32)
+            self._kept[layer] = (key, self._draw_kept(layer, draw, num_columns))
+        mask = torch.from_numpy(self._kept[layer][1][place, :num_rows]).to(torch.float32)
         return mask.mul_(self.scale)
 
-    def _draw_kept(self, layer: int, draw: int, num_rows: int, num_columns: int) -> np.ndarray:
-        """`(steps, rows, columns)` bool."""
-        generator, count = self._generator(1 + layer, draw), STEPS_PER_DRAW * num_rows * num_columns
+    def _draw_kept(self, layer: int, draw: int, num_columns: int) -> np.ndarray:
+        """`(steps, B, columns)` bool; a last batch of an epoch takes the first rows."""
+        generator, count = self._generator(1 + layer, draw), STEPS_PER_DRAW * self.batch_size * num_columns
         if self._levels % 256 == 0:  # one random byte says enough
             numbers = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
             kept = numbers >= self._levels // 256
         else:
             pairs = generator.bit_generator.random_raw(-(-count // 4)).view(np.uint16)[:count]
             kept = pairs >= self._levels
-        return kept.reshape(STEPS_PER_DRAW, num_rows, num_columns)
+        return kept.reshape(STEPS_PER_DRAW, self.batch_size, num_columns)
 
     def _generator(self, purpose: int, draw: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence([*self._key, purpose, draw])))

@@ -77,13 +77,13 @@ def plan_search(protocol: Protocol, task: str, backbone: Backbone, run: Run) -> 
     """
     given = parse_choices(_Choices, run.train, "train", complete=False)
     departures = [] if protocol.free else _said(given, protocol, task)
+    if not protocol.free:
+        departures += _unsaid(run, protocol, task, backbone)
     schedule = protocol.schedule_for(task)
     changed = {name: given.pop(name) for name in ("patience", "max_epochs") if name in given}
     if changed:
         schedule = dataclasses.replace(schedule, **changed)
     layers = _searched_layers(protocol, task, backbone, run, given.pop("layer", ""))
-    if run.layer is not None and protocol.layers != "one" and not protocol.free:
-        departures.append(f"layer {run.layer} only")
     every = protocol.probes_for(task)
     probes = list(dict.fromkeys(dataclasses.replace(p, **given) for p in every))
     if len(probes) < len(every) and not protocol.free:
@@ -95,12 +95,34 @@ def plan_search(protocol: Protocol, task: str, backbone: Backbone, run: Run) -> 
 
 
 def _said(given: Mapping[str, Any], protocol: Protocol, task: str) -> list[str]:
-    """Choices that a protocol does not leave open, in words."""
+    """Choices of `train` that change something, in words."""
     said = []
+    schedule = protocol.schedule_for(task)
     for name, value in given.items():
+        if name in ("patience", "max_epochs"):
+            if value != getattr(schedule, name):
+                said.append(f"{name}={value}")
+            continue
         known = {getattr(p, name, None) for p in protocol.probes_for(task)}
-        outside = name not in ("layer", "patience", "max_epochs") and value not in known
+        if known == {value}:
+            continue
+        outside = name != "layer" and value not in known
         said.append(f"{name}={value}" + (", which its grid does not have" if outside else ""))
+    return said
+
+
+def _unsaid(run: Run, protocol: Protocol, task: str, backbone: Backbone) -> list[str]:
+    """Choices of the run beside `train` that change what the protocol fixes, in words."""
+    said = []
+    if run.layer is not None and protocol.layers != "one":
+        said.append(f"layer {run.layer} only")
+    published = {(b, t): layer for b, t, layer in protocol.task_layers}.get((backbone.name, task))
+    if run.layer is not None and published not in (None, run.layer):
+        said.append(f"layer {run.layer}, where {published} is published")
+    if run.num_layers is not None and protocol.layers != "one":
+        said.append(f"layers of the first {run.num_layers} blocks only")
+    if run.precision != "fp32":
+        said.append(f"precision={run.precision}")
     return said
 
 

@@ -320,6 +320,8 @@ def _system(result: Result) -> dict[str, Any]:
     system = {name: run.get(name) for name in _SYSTEM_FIELDS}
     if len(result.layer_profile) < 2:  # otherwise the layer was searched
         system["layer"] = run.get("layer")
+    system["protocol_version"] = run.get("protocol_version")
+    system["departures"] = "; ".join(result.departures)
     if run.get("weights") != "random":  # random ones follow from the seed
         system["weights_hash"] = run.get("weights_hash")
     return system

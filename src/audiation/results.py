@@ -147,6 +147,16 @@ class Result:
                 f"{self.num_test_tracks} scored and {failed} failed test tracks are not the "
                 f"{self.num_official_test_tracks} of the split"
             )
+        amounts = {
+            "num_parameters": self.num_parameters, "train_seconds": self.train_seconds, "best_step": self.best_step,
+            "extract_seconds": self.extract_seconds, "hardware.gpus": self.hardware.get("gpus", 0),
+            "hardware.cores": self.hardware.get("cores", 1),
+        }  # fmt: skip
+        for name, amount in amounts.items():
+            if (
+                not isinstance(amount, int | float) or not 0 <= amount < 1e18
+            ):  # no machine has worked that long
+                raise ResultError(f"{name} must be a number from 0, got {amount!r}")
         if self.predictions and len(self.predictions) != self.num_test_tracks:
             raise ResultError(f"{len(self.predictions)} predictions for {self.num_test_tracks} scored tracks")
 
@@ -180,13 +190,19 @@ class Result:
         """Inverse of `to_json`. Raises ResultError naming the field that is missing, unknown or wrong."""
         try:
             record = json.loads(text, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
+            json.dumps(record, ensure_ascii=False).encode()
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # broken, too deep, a number without end, half a character
             raise ResultError(f"not JSON: {error}") from None
         if not isinstance(record, dict):
             raise ResultError(f"a result is a JSON object, got {type(record).__name__}")
-        if record.pop("schema_version", None) != SCHEMA_VERSION:
+        version = record.pop("schema_version", None)
+        if version != SCHEMA_VERSION:
             raise ResultError(
-                f"schema_version must be {SCHEMA_VERSION}; another version of audiation wrote this"
+                f"schema_version must be {SCHEMA_VERSION}, got {version!r}; another version of audiation wrote this. "
+                "Evaluate the run again, or read it with that version."
             )
         coverage = record.pop("coverage", None)
         names = {f.name for f in fields(cls)}
@@ -207,7 +223,7 @@ class Result:
             kind = (int, float) if name == "scores" else (str,)
             record[name] = {k: _checked(v, kind, f"{name}.{k}") for k, v in record[name].items()}
         result = cls(**record)
-        if coverage != result.coverage:
+        if isinstance(coverage, bool) or coverage != result.coverage:
             raise ResultError(f"coverage is {coverage}, but the counts say {result.coverage}")
         return result
 
@@ -261,6 +277,8 @@ def _refuse_constant(name: str) -> None:
 def _checked(value: Any, kinds: tuple[type, ...], where: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise ResultError(f"{where} must be {kinds[-1].__name__}, got {value!r}")
+    if isinstance(value, int | float) and not abs(value) < 1e300:
+        raise ResultError(f"{where} must be finite, got {str(value)[:20]}")
     return value
 
 

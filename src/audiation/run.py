@@ -43,6 +43,8 @@ class Run:
                 raise ValueError(f"{name} of a run is a whole number >= 0 or None, got {value!r}")
         if type(self.seed) is not int or not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed of a run is a whole number from 0 to 2^63 - 1, got {self.seed!r}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision of a run is fp32 or bf16, got {self.precision!r}")
         if self.weights is not None and not isinstance(self.weights, str):
             raise ValueError(f"weights of a run is a text or None, got {self.weights!r}")
 

@@ -13,14 +13,23 @@ from typing import Any
 
 from audiation.annotations import Beats, Segments
 from audiation.answers import AnswerError, Answers, read_answers
+from audiation.backbones import BACKBONES
 from audiation.bootstrap import Interval, bootstrap_interval
+from audiation.cards import card_of
+from audiation.methods import parse_method
+from audiation.own_backbones import RECORDED_AS
+from audiation.own_backbones import is_own_backbone as own_backbone_name
 from audiation.protocols import PROTOCOLS, AnyProtocol, Protocol, SeparationProtocol
 from audiation.results import Result, Trial
+from audiation.run import Run
 from audiation.splits import Split, load_splits
+from audiation.targets import KeyTarget
 from audiation.tasks import TASKS, Task
+from audiation.windows import AGGREGATIONS
 
 SCORE_TOLERANCE = 1e-6  # what machines may differ by in the last bits of a sum
 MAX_ANNOTATED_SECONDS = 6 * 3600.0  # of one track; metrics take memory by the frame
+MOST_LOST = 0.1  # of a grid, that may have come to no score
 SHOWN = 3  # names in a message
 
 
@@ -50,9 +59,38 @@ def check_result(result: Result, splits: OfficialSplits) -> Findings:
         )
     if run.get("weights") not in (None, "random"):
         found.warnings.append(f"the weights are its authors' own: {run['weights']!r}")
-    if run.get("weights_hash") is None:
-        found.problems.append("run.weights_hash is missing, so nobody knows which weights were judged")
+    _check_identity(result, found)
+    unused = Counter(f.split for f in result.failures if f.split != "test")
+    if unused:
+        counts = ", ".join(f"{count} of {split}" for split, count in sorted(unused.items()))
+        found.warnings.append(f"recordings that could not be used beside the test: {counts}")
     return found
+
+
+def _check_identity(result: Result, found: Findings) -> None:
+    """What was judged: a backbone, a method and weights that agree with each other."""
+    run = result.run
+    own = own_backbone_name(run["backbone"])
+    if not own and run["backbone"] not in BACKBONES:
+        found.problems.append(f"there is no backbone '{run['backbone']}'")
+    if own and not run.get(RECORDED_AS):
+        found.problems.append(f"the file of the backbone '{run['backbone']}' was not recorded by its hash")
+    weights_hash, source = run.get("weights_hash"), str(run.get("weights_source", ""))
+    if not isinstance(weights_hash, str) or not weights_hash:
+        found.problems.append("run.weights_hash is missing, so nobody knows which weights were judged")
+    if source.startswith("random") != (run.get("weights") == "random"):
+        found.problems.append(f"weights are {run.get('weights')!r}, and their source is {source!r}")
+    try:
+        method = parse_method(run["method"])
+        Run(**{f.name: run[f.name] for f in fields(Run) if f.name in run})
+    except (ValueError, KeyError, TypeError) as error:
+        found.problems.append(f"the run is none: {error}")
+        return
+    protocol = PROTOCOLS[run["protocol"]] if run["protocol"] in PROTOCOLS else None
+    if isinstance(protocol, Protocol) and method.trains_backbone:
+        found.problems.append(
+            f"protocol '{protocol.name}' probes frozen features, and '{run['method']}' changes them"
+        )
 
 
 def _check_metrics(result: Result, task: Task, found: Findings) -> None:
@@ -66,6 +104,8 @@ def _check_metrics(result: Result, task: Task, found: Findings) -> None:
     names = [m.name for m in task.metrics]
     not_defined = result.run.get("not_defined")
     said = not_defined if isinstance(not_defined, dict) else {}
+    if there := sorted(said.keys() & result.scores.keys()):
+        found.problems.append(f"'{there[0]}' is said not to be defined, and has a score")
     if next(iter(result.scores)) != names[0]:
         found.problems.append(f"the first score is '{next(iter(result.scores))}', and '{names[0]}' selects")
     for name in names:
@@ -167,12 +207,16 @@ def _check_protocol(result: Result, found: Findings) -> None:
             f"{protocol.version}; the two cannot be compared"
         )
     free = _is_free(protocol)
+    if any(not d.strip() for d in result.departures):
+        found.problems.append("a departure without words")
     found.warnings += [f"departs from '{protocol.name}': {d}" for d in result.departures]
     if run.get("train") and not result.departures and not free:
         found.problems.append(
             f"train='{run['train']}' departs from protocol '{protocol.name}', and the result says of no departure"
         )
     if isinstance(protocol, Protocol):
+        _check_wall(result, protocol, found)
+        _check_aggregation(result, protocol, found)
         if not free and not result.departures:
             _check_grid(result, protocol, found)
     elif result.trials and not free:
@@ -180,6 +224,24 @@ def _check_protocol(result: Result, found: Findings) -> None:
             f"protocol '{protocol.name}' has no search, and {len(result.trials)} trials are unchecked"
         )
     _check_choice(result, protocol, found)
+
+
+def _check_wall(result: Result, protocol: Protocol, found: Findings) -> None:
+    hours = (result.extract_seconds + result.train_seconds) / 3600
+    if protocol.wall_hours and hours > protocol.wall_hours and not result.run.get("beyond_wall_hours"):
+        found.problems.append(
+            f"it took {hours:.0f} hours, more than the {protocol.wall_hours:g} of '{protocol.name}', and is not starred"
+        )
+
+
+def _check_aggregation(result: Result, protocol: Protocol, found: Findings) -> None:
+    """The windows of a track are combined by a rule that the protocol tries."""
+    searched = protocol.search_key_aggregation and isinstance(TASKS[result.run["task"]].target, KeyTarget)
+    allowed = AGGREGATIONS if searched else ("logits_mean",)
+    if result.run.get("aggregation") not in allowed:
+        found.problems.append(
+            f"windows were combined by {result.run.get('aggregation')!r}; '{protocol.name}' has {', '.join(allowed)}"
+        )
 
 
 def _is_free(protocol: AnyProtocol) -> bool:
@@ -190,23 +252,17 @@ def _is_free(protocol: AnyProtocol) -> bool:
 def _check_grid(result: Result, protocol: Protocol, found: Findings) -> None:
     """Trials are all of the grid, on all of the layers, and nothing else.
 
-    Configurations that came to no score are not among the trials; where the number that was tried says so, the missing
-    ones are a warning. Of the layers it is checked that none is left out between 0 and the last, not that the last is
-    the model's.
+    Configurations that came to no score are not among the trials; where the number that was tried says so, a few
+    missing ones are a warning.
     """
     probes = protocol.probes_for(result.run["task"])
     if not result.trials:
-        if len(probes) > 1 or protocol.layers != "one":
-            found.problems.append(f"protocol '{protocol.name}' has a search, and the result keeps no trials")
+        found.problems.append(f"protocol '{protocol.name}' trains probes, and the result keeps no trials")
         return
-    keys = sorted(result.trials[0].choices)
-    if any(sorted(t.choices) != keys for t in result.trials):
-        found.problems.append("trials vary in what they choose")
+    known = sorted(f.name for f in fields(probes[0]) if f.name not in ("layer", "seed"))
+    if any(set(t.choices) != {*known, "layer"} for t in result.trials):
+        found.problems.append(f"trials do not choose layer, {', '.join(known)}")
         return
-    known = [k for k in keys if k in {f.name for f in fields(probes[0])} and k not in ("layer", "seed")]
-    unknown = sorted(set(keys) - set(known) - {"layer"})
-    if unknown:
-        found.warnings.append(f"choices of trials that are not checked: {', '.join(unknown)}")
     grid = Counter(_point([getattr(p, k) for k in known]) for p in probes)
     by_layer: dict[str, Counter[str]] = {}
     lost = 0
@@ -228,11 +284,13 @@ def _check_grid(result: Result, protocol: Protocol, found: Findings) -> None:
                 f"{untried.total()} configurations of '{protocol.name}' were not tried{where}: {known} = "
                 f"{next(iter(untried))}"
             )
-    if lost:
+    if lost > MOST_LOST * grid.total() * len(by_layer):
+        found.problems.append(f"{lost} configurations are said to have come to no score, too many to believe")
+    elif lost:
         found.warnings.append(
             f"{lost} configurations are said to have been tried, and to have come to no score"
         )
-    wrong = _wrong_layers(set(by_layer), protocol.layers)
+    wrong = _wrong_layers(set(by_layer), protocol.layers, _num_layers(result))
     if wrong:
         found.problems.append(f"protocol '{protocol.name}' searches {protocol.layers} layer: {wrong}")
 
@@ -242,8 +300,17 @@ def _point(values: Sequence[Any]) -> str:
     return json.dumps([int(v) if isinstance(v, float) and v.is_integer() else v for v in values])
 
 
-def _wrong_layers(tried: set[str], layers: str) -> str:
+def _num_layers(result: Result) -> int | None:
+    """Of the backbone; None where it is somebody's own."""
+    if result.run["backbone"] not in BACKBONES:
+        return None
+    return card_of(result.run["backbone"]).num_layers
+
+
+def _wrong_layers(tried: set[str], layers: str, num_layers: int | None) -> str:
     """What is wrong with the layers that were tried; "" for nothing."""
+    if layers != "one" and num_layers == 0:  # one vector per clip has nothing to mix
+        return "" if tried == {"0"} else f"{', '.join(sorted(tried))} were tried of a model with one vector"
     numbers = {layer for layer in tried if layer != "weighted-sum"}
     if layers == "one":
         return "" if len(tried) == 1 else f"{len(tried)} were tried"
@@ -251,6 +318,8 @@ def _wrong_layers(tried: set[str], layers: str) -> str:
         return "" if tried == {"weighted-sum"} else f"{', '.join(sorted(tried))} were tried"
     if numbers != {str(i) for i in range(len(numbers))} or not numbers:
         return f"those that were tried are not 0, 1, ... to the last: {', '.join(sorted(numbers)) or 'none'}"
+    if num_layers is not None and len(numbers) != num_layers + 1:
+        return f"{len(numbers)} were tried, and the model has 0 to {num_layers}"
     # Nothing can be weighted in a model that has layer 0 alone.
     if layers == "every and weighted-sum" and "weighted-sum" not in tried and numbers != {"0"}:
         return "the weighted sum was not tried"
@@ -279,6 +348,14 @@ def _check_choice(result: Result, protocol: AnyProtocol, found: Findings) -> Non
         found.problems.append(
             f"the tested configuration has {chosen.valid_score!r} on validation, and another has {best.valid_score!r}: "
             "the best on validation is the one to test"
+        )
+    elif result.run.get("layer") is not None and str(result.run["layer"]) != str(chosen.choices.get("layer")):
+        found.problems.append(
+            f"the run asks for layer {result.run['layer']}, and layer {chosen.choices.get('layer')} was tested"
+        )
+    elif result.curve and abs(max(score for _, score in result.curve) - chosen.valid_score) > SCORE_TOLERANCE:
+        found.problems.append(
+            f"the learning curve does not reach the {chosen.valid_score!r} of the chosen trial, or goes beyond it"
         )
     elif result.best_step not in (chosen.best_step, chosen.last_step):
         found.problems.append(
@@ -326,7 +403,8 @@ class OfficialSplits:
 
     def _load(self, task: Task) -> tuple[dict[str, Split], str] | str:
         """The splits, or why they are not here."""
-        if not self._anything:
+        made_here = {task.train_dataset, task.test_dataset} == {"scores"}
+        if not self._anything and not made_here:
             return "no data_root or metadata_root is given"
         try:
             return load_splits(task, self._data_root, self._metadata_root)
@@ -350,7 +428,12 @@ def _check_tracks(result: Result, task: Task, test: Split, found: Findings) -> N
     if group_of is None:
         unaccounted = sorted((here.keys() | left_out) - answered.keys() - failed)
     else:  # one answer for all parts of a recording
-        groups = {group_of(here[i]) for i in answered if i in here}
+        counts = Counter(group_of(here[i]) for i in answered if i in here)
+        if twice := [group for group, count in counts.items() if count > 1]:
+            found.problems.append(
+                f"{len(twice)} recordings have several answers, one for each part: {', '.join(twice[:SHOWN])}"
+            )
+        groups = set(counts)
         unaccounted = sorted(i for i, t in here.items() if i not in failed and group_of(t) not in groups)
     if unaccounted:
         found.problems.append(

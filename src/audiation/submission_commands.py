@@ -73,13 +73,22 @@ def verify_command(
             ("yellow", "warning", report.warnings), ("red", "problem", report.problems),
         ):  # fmt: skip
             for line in lines:
-                console.print(f"{label}: {line}", style=style, markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    _plain(f"{label}: {line}"), style=style, markup=False, highlight=False, soft_wrap=True
+                )
         name = "" if report.card is None else f"{report.card.system}: "
         verdict = "accepted" if report.accepted else "refused"
         console.print(
-            f"{bundle}: {name}{verdict}; {len(report.results)} results, {len(report.problems)} problems, "
-            f"{len(report.warnings)} warnings",
+            _plain(
+                f"{bundle}: {name}{verdict}; {len(report.results)} results, {len(report.problems)} problems, "
+                f"{len(report.warnings)} warnings"
+            ),
             style="bold", markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         refused += not report.accepted
     return 1 if refused else 0
+
+
+def _plain(text: str) -> str:
+    """One line: what strangers write may hold commands to the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -214,7 +214,7 @@ def _member_name(result: Result, content: bytes) -> str:
     return f"results/{words[:100] or 'result'}.{hashlib.sha256(content).hexdigest()[:12]}.json"
 
 
-_SAME_SYSTEM = ("backbone", "method", "num_layers", "weights")
+_SAME_SYSTEM = ("backbone", "method", "num_layers", "weights", "precision", "weights_hash")
 _RUN_FIELDS = (
     "backbone",
     "task",
@@ -232,6 +232,8 @@ def _set_problems(results: Sequence[Result]) -> list[str]:
     """What is wrong with results as those of one system."""
     problems = []
     for name in _SAME_SYSTEM:
+        if name == "weights_hash" and all(r.run.get("weights") == "random" for r in results):
+            continue  # random ones follow from the seed
         values = list(dict.fromkeys(str(r.run.get(name)) for r in results))
         if len(values) > 1:
             problems.append(
