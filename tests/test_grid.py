@@ -329,7 +329,7 @@ def test_streams_depend_on_seed_batch_dropout_and_model_and_on_nothing_else():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2, 0.25, 0.75])
 def test_masks_drop_their_share_and_keep_the_mean(dropout):
-    drawn = stream(dropout=dropout)
+    drawn = stream(dropout=dropout, batch_size=300, num_windows=300)
     mask = drawn.dropout(0, 0, 300, 1001)
     if dropout == 0:
         assert mask is None

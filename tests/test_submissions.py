@@ -32,7 +32,8 @@ NUM_TRACKS = 30
 
 
 @pytest.fixture(autouse=True)
-def no_data(monkeypatch):
+def no_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("AUDIATION_METADATA_ROOT", raising=False)
     monkeypatch.delenv("AUDIATION_DATA_ROOT", raising=False)
 
@@ -59,13 +60,17 @@ def a_result(protocol="jukemir-single", seed=0, **changes):
     run = {
         "backbone": "mfcc", "task": TASK, "method": "probe", "protocol": protocol, "weights": None,
         "num_layers": None, "layer": 0, "precision": "fp32", "train": "", "seed": seed,
-        "protocol_version": PROTOCOLS[protocol].version, "metrics": ["accuracy@1"], "weights_hash": "none",
+        "protocol_version": PROTOCOLS[protocol].version, "metrics": ["accuracy@1"],
+        "weights_hash": "none", "weights_source": "none needed",
+        "aggregation": "logits_mean",
     }  # fmt: skip
+    (trial, *_) = grid_trials(protocol, layers=("0",))
     pairs = enumerate(zip(references, estimates, strict=True))
     given = dict(
         run=run | changes.pop("run", {}), scores={"accuracy": ACCURACY.compute(references, estimates)},
         intervals={"accuracy": interval}, num_test_tracks=NUM_TRACKS, num_official_test_tracks=NUM_TRACKS,
         split_hash="ab12", predictions=tuple(Prediction(f"t{i}", str(r), str(e), 0.9) for i, (r, e) in pairs),
+        trials=(trial,), chosen=trial.choices, best_step=trial.best_step,
     )  # fmt: skip
     return Result(**given | changes)
 
@@ -166,7 +171,7 @@ def test_an_honest_result_is_accepted_and_what_could_not_be_checked_is_said(tmp_
     report = problems_of(tmp_path, card, a_result())
     assert report.accepted
     (warning,) = report.warnings
-    assert "split, tracks and references are not checked: no data_root or metadata_root is given" in warning
+    assert "split, tracks and references are not checked: scores" in warning
     assert warning.startswith("results/scores-timbre.mfcc.")
 
 
@@ -239,19 +244,30 @@ def test_annotations_at_impossible_times_are_refused_before_they_cost_memory(tmp
 # The rules of protocols -----------------------------------------------------------------------------------------
 
 
-def grid_trials(protocol="marble-constrained", layers=("0", "1", "2", "weighted-sum")):
-    rates = [p.learning_rate for p in PROTOCOLS[protocol].probes_for(TASK)]
+LAYERS = ("0", "1", "2", "3", "4", "weighted-sum")  # of musicfm-mini
+
+
+def grid_trials(protocol="marble-constrained", layers=LAYERS):
+    probes = [dataclasses.asdict(p) for p in PROTOCOLS[protocol].probes_for(TASK)]
+    fields = [{k: v for k, v in p.items() if k != "seed"} for p in probes]
     return tuple(
-        Trial({"layer": layer, "learning_rate": rate}, 0.5 + 0.01 * i + 0.001 * j, 80, 160)
+        Trial(choices | {"layer": layer}, 0.5 + 0.01 * i + 0.001 * j, 80, 160)
         for i, layer in enumerate(layers)
-        for j, rate in enumerate(rates)
+        for j, choices in enumerate(fields)
     )
 
 
-def searched(trials, chosen=None, **changes):
+def searched(trials, chosen=None, run=None, **changes):
     chosen = trials[-1] if chosen is None else chosen
+    of_mini = {
+        "backbone": "musicfm-mini",
+        "weights": "random",
+        "weights_source": "random:seed=0",
+        "layer": None,
+    }
     return a_result(
-        "marble-constrained", trials=trials, chosen=chosen.choices, **{"best_step": chosen.best_step} | changes
+        "marble-constrained", trials=trials, chosen=chosen.choices, run=of_mini | (run or {}),
+        **{"best_step": chosen.best_step} | changes,
     )  # fmt: skip
 
 
@@ -272,24 +288,46 @@ def test_a_whole_search_is_accepted(tmp_path, card):
             lambda t: searched(
                 (*t[:-1], dataclasses.replace(t[-1], choices=t[-1].choices | {"learning_rate": 0.3}))
             ),
-            r"1 trials on layer weighted-sum are not in the grid .*\[0.3\]",
+            r"1 trials on layer weighted-sum are not in the grid .* 0\.3,",
         ),
-        (lambda t: searched(t[:6] + t[12:]), "not 0, 1, ... to the last: 0, 2"),
-        (lambda t: searched(t[:18]), "the weighted sum was not tried"),
+        (lambda t: searched(t[:6] + t[12:]), "not 0, 1, ... to the last: 0, 2, 3, 4"),
+        (lambda t: searched(t[:30]), "the weighted sum was not tried"),
+        (lambda t: searched(t[:18] + t[30:]), "3 were tried, and the model has 0 to 4"),
+        (lambda t: searched(t, run={"aggregation": "oracle"}), "combined by 'oracle'"),
+        (lambda t: searched(t, train_seconds=1e6), "278 hours, more than the 168"),
+        (lambda t: searched(t, run={"layer": 2}), "asks for layer 2, and layer weighted-sum was tested"),
+        (lambda t: searched(t, curve=((0, 0.1), (8, 0.9))), "the learning curve does not reach"),
+        (lambda t: searched(t, departures=(" ",)), "a departure without words"),
+        (
+            lambda t: searched(
+                tuple(x for i, x in enumerate(t) if i % 6 > 1 or i < 2), run={"num_configurations": 36}
+            ),
+            "10 configurations are said to have come to no score, too many",
+        ),
+        (lambda t: searched(t[10:], run={"num_configurations": 36}), "not 0, 1"),
+        (lambda t: searched(t, run={"backbone": "gpt-17"}), "there is no backbone 'gpt-17'"),
+        (lambda t: searched(t, run={"method": "lora:rank=8"}), "probes frozen features"),
+        (
+            lambda t: searched(t, run={"weights": None}),
+            "weights are None, and their source is 'random:seed=0'",
+        ),
+        (lambda t: searched(t, run={"weights_hash": ""}), "weights_hash is missing"),
+        (lambda t: searched(t, run={"precision": "int2"}), "the run is none: precision"),
+        (lambda t: searched(t, run={"not_defined": {"accuracy": "no"}}), "is said not to be defined"),
         (
             lambda t: searched(t, t[3]),
-            "the tested configuration has 0.503 on validation, and another has 0.535",
+            "the tested configuration has 0.503 on validation, and another has 0.555",
         ),
-        (lambda t: searched(t, dataclasses.replace(t[3], choices={"layer": "9"})), "none of the 24 trials"),
+        (lambda t: searched(t, dataclasses.replace(t[3], choices={"layer": "9"})), "none of the 36 trials"),
         (lambda t: searched(t, best_step=7), "the tested state is that of step 7"),
         (
             lambda t: searched(t, dataclasses.replace(t[-1], choices=t[-1].choices | {"keep": "last"})),
             "the last state was kept, and protocol 'marble-constrained' keeps the best one",
         ),
-        (lambda t: searched((), t[0]), "has a search, and the result keeps no trials"),
+        (lambda t: searched((), t[0]), "trains probes, and the result keeps no trials"),
         (
             lambda t: searched((*t[:-1], dataclasses.replace(t[-1], choices={"layer": "0"}))),
-            "trials vary in what they choose",
+            "trials do not choose layer",
         ),
     ],
 )
@@ -315,9 +353,9 @@ def test_whole_numbers_are_one_with_or_without_a_point():
     assert submission_checks._point([64, 1e-3, None, True]) == submission_checks._point(
         [64.0, 1e-3, None, True]
     )
-    assert submission_checks._wrong_layers({"0"}, "every and weighted-sum") == ""  # a model without blocks
-    assert submission_checks._wrong_layers({"0", "1"}, "one") == "2 were tried"
-    assert submission_checks._wrong_layers({"3"}, "weighted-sum") == "3 were tried"
+    assert submission_checks._wrong_layers({"0"}, "every and weighted-sum", 0) == ""  # a model without blocks
+    assert submission_checks._wrong_layers({"0", "1"}, "one", 4) == "2 were tried"
+    assert submission_checks._wrong_layers({"3"}, "weighted-sum", None) == "3 were tried"
 
 
 # The official split ---------------------------------------------------------------------------------------------
@@ -398,6 +436,8 @@ def test_one_answer_for_the_parts_of_a_recording(tmp_path, card, official, monke
         intervals={"accuracy": bootstrap_interval(ACCURACY, references, estimates)},
     )  # fmt: skip
     assert problems_of(tmp_path, card, grouped, data_root=tmp_path).accepted
+    report = problems_of(tmp_path, card, result, data_root=tmp_path)
+    assert any("15 recordings have several answers" in p for p in report.problems)
 
 
 @pytest.fixture
@@ -485,8 +525,8 @@ def replaced(name, content):
         (replaced("card.json", b"{}"), "card.json: schema_version of a card must be 1"),
         (replaced("card.json", b"\xff\xfe"), "card.json: is no UTF-8 text"),
         (replaced("results/", b"{}"), "schema_version must be 2"),
-        (replaced("results/", b'{"run": ' + b"[" * 200_000), "results/scores-timbre.*is no usable result"),
-        (replaced("results/", b"9" * 5000), "no usable result|JSON object"),
+        (replaced("results/", b'{"run": ' + b"[" * 200_000), "results/scores-timbre.*(is no usable result|not JSON)"),
+        (replaced("results/", b"9" * 5000), "no usable result|JSON object|not JSON"),
         (lambda m: with_manifest([x for x in m if x[0].filename == "card.json"]), "the bundle holds no result"),
         (lambda m: [named(f"results/{i}.json")([])[0] for i in range(501)], "holds 501 files; 500 are allowed"),
     ],

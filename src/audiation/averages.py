@@ -167,7 +167,7 @@ def _as_printed(metric: str, value: float) -> float:
 
 def _name_of_system(result: Result) -> tuple[Any, ...]:
     """The layer may be another in each task."""
-    return tuple(result.run.get(name) for name in ("backbone", "method", "weights", "num_layers", "protocol"))
+    return tuple(result.run.get(name) for name in ("backbone", "method", "weights", "num_layers"))
 
 
 # Averages that do not mix units -----------------------------------------------------------------------------------
