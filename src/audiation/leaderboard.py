@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from audiation.backbones import BACKBONES
 from audiation.published import PublishedScore
 from audiation.results import Result
 
@@ -73,7 +74,8 @@ def render_table(
 def _representation(result: Result) -> str:
     run = result.run
     parts = [run["backbone"] if run.get("weights") != "random" else f"{run['backbone']}, untrained"]
-    if run.get("layer") is not None:
+    has_layers = run["backbone"] in BACKBONES and BACKBONES[run["backbone"]].has_encoder
+    if run.get("layer") is not None and (has_layers or run["layer"]):  # one vector per clip is layer 0
         parts.append(f"layer {run['layer']}")
     if run["method"] != "probe":
         parts.append(run["method"])
