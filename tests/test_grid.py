@@ -88,10 +88,10 @@ def test_losses_in_a_stack_are_those_of_training_alone_over_200_steps(configs, s
         layers = [(1, 2, 3) if c.layer == WEIGHTED_SUM else (c.layer,) for c in members]
         stack = Stack(range(len(members)), members, layers, inputs, TARGET, targets, schedule)
         alone = [OneProbe(config, schedule, TARGET, TRAIN, ANNOTATIONS) for config in members]
-        for _ in range(200):
-            logits, batch_targets = stack.train_step()
-            together = [float(TARGET.loss(one, batch_targets).mean.detach()) for one in logits]
-            assert together == pytest.approx([probe.train_step() for probe in alone], abs=1e-5)
+        for _ in range(20):
+            for logits, batch_targets in stack.train_steps(10):
+                together = [float(TARGET.loss(one, batch_targets).mean.detach()) for one in logits]
+                assert together == pytest.approx([probe.train_step() for probe in alone], abs=1e-5)
         torch.testing.assert_close(
             stack.valid_logits(), torch.stack([probe.logits(VALID) for probe in alone]), atol=1e-3, rtol=1e-4
         )

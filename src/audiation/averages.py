@@ -70,6 +70,8 @@ class PaperAverage:
     other_rules: data sets whose result here follows other rules than the table's (pieces of a song that answer
         together, say), so that the average is for orientation only.
     partial: data sets whose result does not cover all of the test split.
+    protocols: of our results that are in it; more than one where they were made under several, as those of the
+        thesis's tables were.
     """
 
     table: str
@@ -78,6 +80,7 @@ class PaperAverage:
     missing: tuple[str, ...]
     other_rules: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
 
 
 def paper_average(rows: Sequence[PublishedScore] | Sequence[Result], table: str) -> PaperAverage:
@@ -97,6 +100,7 @@ def paper_average(rows: Sequence[PublishedScore] | Sequence[Result], table: str)
     cells = _cells(rows)
     by_task: dict[str, float] = {}
     missing, other_rules, partial = [], [], []
+    protocols: set[str] = set()
     for task in PAPER_AVERAGES[table]:
         found = [cells.get((task.task, task.dataset, metric)) for metric in task.metrics]
         there = [cell for cell in found if cell is not None]
@@ -106,8 +110,11 @@ def paper_average(rows: Sequence[PublishedScore] | Sequence[Result], table: str)
         by_task[task.dataset] = float(np.mean([cell.value for cell in there]))
         other_rules += [task.dataset] * any(cell.other_rules for cell in there)
         partial += [task.dataset] * any(cell.partial for cell in there)
+        protocols |= {cell.protocol for cell in there if cell.protocol}
     value = None if missing else float(np.mean(list(by_task.values())))
-    return PaperAverage(table, value, by_task, tuple(missing), tuple(other_rules), tuple(partial))
+    return PaperAverage(
+        table, value, by_task, tuple(missing), tuple(other_rules), tuple(partial), tuple(sorted(protocols))
+    )
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ class _Cell:
     value: float
     other_rules: bool = False
     partial: bool = False
+    protocol: str = ""
 
 
 _CellKey = tuple[str, str, str]  # task, dataset, metric
@@ -157,7 +165,7 @@ def _result_cells(result: Result) -> dict[_CellKey, _Cell]:
         key = (*ids, metric.printed_name)
         if metric.name in result.scores and key not in cells:
             value = _as_printed(metric.printed_name, result.scores[metric.name])
-            cells[key] = _Cell(value, stands_in, result.coverage < 1)
+            cells[key] = _Cell(value, stands_in, result.coverage < 1, str(result.run["protocol"]))
     return cells
 
 

@@ -24,6 +24,8 @@ def check_backbone(name: tyro.conf.Positional[str], /, weights: str | None = Non
     from audiation.check_backbone import Finding, counts
     from audiation.check_backbone import check_backbone as check
 
+    if name.endswith(".py"):
+        raise ValueError(f"name the backbone in the file as well: {name}:NAME")
     console = Console(highlight=False)
     styles = {"pass": "green", "fail": "bold red", "skip": "dim"}
 

@@ -403,6 +403,9 @@ def datasets(
     from audiation import dataset_commands
 
     if action == "list":
+        given = {"a name": name, "--data-root": data_root, "--metadata-root": metadata_root, "--audio": audio}
+        if unused := [what for what, value in given.items() if value is not None]:
+            raise ValueError(f"datasets list does not take {', '.join(unused)}")
         dataset_commands.list_datasets()
     elif name is None:
         raise ValueError(f"datasets {action} needs a name from `audiation datasets list`")
@@ -449,5 +452,12 @@ def main() -> None:
         print("\nStopped. Start the same command again to go on from here.", file=sys.stderr)
         sys.exit(130)
     except (ValueError, KeyError, OSError) as error:
-        print(f"audiation: {error}", file=sys.stderr)
+        print(f"audiation: {_in_words(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _in_words(error: Exception) -> str:
+    """Errors of the system without their number: "nothere.json: No such file or directory"."""
+    if isinstance(error, OSError) and error.errno is not None and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -62,12 +62,14 @@ def compare_features(
     """
     from rich.console import Console
 
+    from audiation.output_places import require_writable_folder
     from audiation.own_backbones import load_own_backbone
 
     if backbone is not None:
         load_own_backbone(backbone)
     if out is not None:
         check_matplotlib()
+        require_writable_folder(out)
     comparisons = compare_with_progress(
         models, Console(), data_root=data_root, metadata_root=metadata_root, audio=audio, layers=layers,
         weights=weights, precision=precision, batch_size=batch_size, device=device,

@@ -22,7 +22,9 @@ from audiation.grid import GridProgress
 from audiation.leaderboard import render_table
 from audiation.loading import load_backbone
 from audiation.music_files import find_music
+from audiation.output_places import require_writable_file
 from audiation.own_audio import AdaptReport, adapt, predict
+from audiation.own_backbones import is_own_backbone
 from audiation.parameters import CountRow, count_parameters
 from audiation.predictions import (
     PER_FILE_FORMATS,
@@ -111,8 +113,7 @@ def evaluate_with_progress(
     """`audiation evaluate`: carry out the run, write the result, print it."""
     console = console or Console()
     path = out or result_path(run)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the result a file name, like {path / 'result.json'}")
+    require_writable_file(path)
     with new_progress(console) as bar:
         adapted = "" if run.method == "probe" else f", {run.method},"
         row = bar.add_task(f"{run.backbone}{adapted} on {run.task}", total=None, detail="")
@@ -212,7 +213,8 @@ def _adapt_on(
         console.print(f"{len(report.unused)} recordings could not be used; see above.", style="red")
     console.print(
         f"Adapter: {report.directory} ({report.parameters.trainable:,} parameters and a head of "
-        f"{report.head_parameters:,})\nAsk it:  audiation predict FILE... --adapter {report.directory}",
+        f"{report.head_parameters:,})\nAsk it:  audiation predict FILE... --adapter {report.directory}"
+        + (f" --backbone {backbone}" if is_own_backbone(backbone) else ""),
         highlight=False,
         soft_wrap=True,
     )

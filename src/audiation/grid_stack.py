@@ -24,13 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audiation.grid_files import GridFiles
-from audiation.grid_inputs import GridInputs, GridStream
+from audiation.grid_inputs import STEPS_PER_DRAW, GridInputs, GridStream
 from audiation.heads import ProbeHead
 from audiation.probe import WEIGHTED_SUM, Evaluation, ProbeConfig, ProbeFit, ProbeSchedule
 from audiation.targets import ClassTarget, ClipTarget, KeyTarget, PitchTarget
 
-ACTIVATION_BYTES = 2**20  # of hidden units, and
-GRADIENT_BYTES = 4 * 2**20  # of gradient that are alive at a time in a thread: they should stay in the cache
+# What a thread works on at a time should stay in the cache:
+ACTIVATION_BYTES = 2**20  # hidden units,
+GRADIENT_BYTES = 4 * 2**20  # gradient,
+STATE_BYTES = 8 * 2**20  # weights and moments that make some steps before others have their turn.
+INPUT_BYTES = 2**28  # of vectors that are picked for these steps
 LOGIT_BYTES = 64 * 2**20  # of hidden units while the validation split is looked at
 ONE_LABEL = (ClassTarget, KeyTarget, PitchTarget)  # whose loss is the cross-entropy of one class
 PLATEAU_THRESHOLD = 1e-4  # relative; smaller improvements do not keep the rate up (PyTorch, Lightning)
@@ -71,6 +74,16 @@ class _Masks(NamedTuple):
 
     on_input: Tensor | None
     on_hidden: Tensor | None
+
+
+class _Step(NamedTuple):
+    """What all configurations of a stack share in one step; input `(L, B, D)` by what is read."""
+
+    number: Tensor
+    rows: Tensor
+    targets: Tensor
+    drop: _Masks
+    inputs: dict[tuple[tuple[int, ...], bool], Tensor]
 
 
 _Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]  # weights, gradients, moments, squares
@@ -147,8 +160,7 @@ class Stack:
             self._look(score, per_look)
             report(self)
         while self.courses:
-            for _ in range(per_look):
-                self.train_step()
+            self.train_steps(per_look)
             self._look(score, per_look)
             report(self)
             self.seconds = time.perf_counter() - started
@@ -244,35 +256,51 @@ class Stack:
         course = self.courses[place]
         return self._layers_of[course.index], course.config.standardise
 
-    def train_step(self) -> tuple[Tensor, Tensor]:
-        """One update of every configuration; gives the outputs `(K, B, C)` before it, and the targets of the batch."""
-        device = self._inputs.device
-        rows = self.stream.batch(self.step).to(device)
-        targets = self._targets[rows]
-        hidden_size = None if "second.weight" not in self._weights else self._weights["first.weight"].shape[1]
-        drop = self._masks(len(rows), hidden_size)
-        most = max(1, ACTIVATION_BYTES // (4 * len(rows) * self._weights["first.weight"].shape[1]))
-        blocks = list(self._blocks(1 if self._mixes else most))
-        picked: dict[tuple[tuple[int, ...], bool], Tensor] = {}  # (L, B, D)
+    def train_steps(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Updates of every configuration; for each, the outputs `(K, B, C)` before it, and the targets of the batch.
 
-        def pick(layers: tuple[int, ...], standardise: bool) -> None:
-            x_LBD = self._inputs.rows(self._inputs.train, rows, layers, standardise)
-            picked[layers, standardise] = x_LBD if drop.on_input is None else x_LBD.mul_(drop.on_input)
+        Configurations do not know of each other: a few of them make some steps while their state is in the cache.
+        """
+        size, dim = self._weights["first.weight"].shape[1:]
+        most = min(ACTIVATION_BYTES // (4 * self.stream.batch_size * size), STATE_BYTES // (12 * size * dim))
+        blocks = list(self._blocks(1 if self._mixes else max(1, most)))
+        inputs = list(dict.fromkeys(block.input for block in blocks))
+        input_bytes = 4 * self.stream.batch_size * dim * sum(len(layers) for layers, _ in inputs)
+        at_once = min(STEPS_PER_DRAW, max(1, INPUT_BYTES // input_bytes))
+        outputs: list[tuple[Tensor, Tensor]] = []
+        while len(outputs) < count:
+            outputs += self._train_blocks(blocks, inputs, min(at_once, count - len(outputs)))
+        return outputs
 
-        self._divide(pick, list(dict.fromkeys(block.input for block in blocks)))
-        logits_KBC = self._weights["first.weight"].new_empty(
-            len(self.courses), len(rows), self._target.num_outputs
-        )
-        self.step += 1
-        steps = torch.tensor(float(self.step), device=device)
+    def _train_blocks(
+        self, blocks: Sequence[_Block], inputs: Sequence[tuple[tuple[int, ...], bool]], count: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        steps = [self._draw_step() for _ in range(count)]
+
+        def pick(step: _Step, layers: tuple[int, ...], standardise: bool) -> None:
+            x_LBD = self._inputs.rows(self._inputs.train, step.rows, layers, standardise)
+            mask = step.drop.on_input
+            step.inputs[layers, standardise] = x_LBD if mask is None else x_LBD.mul_(mask)
+
+        self._divide(pick, [(step, *which) for step in steps for which in inputs])
+        shape = (len(self.courses), self._target.num_outputs)
+        logits = [self._weights["first.weight"].new_empty(shape[0], len(s.rows), shape[1]) for s in steps]
 
         def train(block: _Block) -> None:
-            logits_KBC[block.places] = self._train_block(
-                block.places, picked[block.input], targets, drop, steps
-            )
+            for step, logits_KBC in zip(steps, logits, strict=True):
+                logits_KBC[block.places] = self._train_block(block, step)
 
         self._divide(train, [(block,) for block in blocks])
-        return logits_KBC, targets
+        return [(of_step, step.targets) for of_step, step in zip(logits, steps, strict=True)]
+
+    def _draw_step(self) -> _Step:
+        device = self._inputs.device
+        rows = self.stream.batch(self.step).to(device)
+        hidden_size = None if "second.weight" not in self._weights else self._weights["first.weight"].shape[1]
+        drop = self._masks(len(rows), hidden_size)
+        self.step += 1
+        number = torch.tensor(float(self.step), device=device)
+        return _Step(number, rows, self._targets[rows], drop, {})
 
     def _masks(self, num_rows: int, hidden_size: int | None) -> _Masks:
         """Dropout of this step."""
@@ -286,10 +314,9 @@ class Stack:
             None if hidden is None else hidden.T.contiguous().to(device),
         )
 
-    def _train_block(
-        self, places: slice, picked: Tensor, targets: Tensor, drop: _Masks, steps: Tensor
-    ) -> Tensor:
-        """Forward, back and update of some configurations with one input `(L, B, D)`; gives outputs `(K, B, C)`."""
+    def _train_block(self, block: _Block, step: _Step) -> Tensor:
+        """Forward, back and update of some configurations with one input; gives outputs `(K, B, C)`."""
+        places, picked, drop = block.places, step.inputs[block.input], step.drop
         weights = self._weights["first.weight"][places]
         count, size, _ = weights.shape
         x_BD = self._mix(picked, places.start) if self._mixes else picked[0]
@@ -303,7 +330,7 @@ class Stack:
                 hidden_KHB *= drop.on_hidden
             bias = self._weights["second.bias"][places, :, None]
             logits_KBC = torch.baddbmm(bias, second, hidden_KHB).transpose(1, 2).contiguous()
-            d_outputs_KCB = self._loss_gradient(logits_KBC, targets)
+            d_outputs_KCB = self._loss_gradient(logits_KBC, step.targets)
             gradients["second.weight"] = d_outputs_KCB @ hidden_KHB.transpose(1, 2)
             gradients["second.bias"] = d_outputs_KCB.sum(2)
             d_first_KRB = second.transpose(1, 2) @ d_outputs_KCB
@@ -311,11 +338,11 @@ class Stack:
             d_first_KRB.mul_(hidden_KHB > 0).mul_(self.stream.scale)
         else:
             logits_KBC = first_KRB.transpose(1, 2).contiguous()
-            d_first_KRB = self._loss_gradient(logits_KBC, targets)
+            d_first_KRB = self._loss_gradient(logits_KBC, step.targets)
         gradients["first.bias"] = d_first_KRB.sum(2)
         if self._mixes:
             gradients["mix"] = self._mix_gradient(d_first_KRB[0], picked, places.start)[None]
-        self._move(places, d_first_KRB, x_BD, gradients, steps)
+        self._move(places, d_first_KRB, x_BD, gradients, step.number)
         return logits_KBC
 
     def _loss_gradient(self, logits_KBC: Tensor, targets: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ def show(
     """
     from rich.console import Console
 
+    from audiation.output_places import require_writable_folder
     from audiation.site import write_site
 
     console = console or Console()
@@ -109,6 +110,8 @@ def show(
         reasons = "".join(f"\n{path}: {reason}" for path, reason in found.problems)
         raise ValueError(f"no result in {', '.join(map(str, paths))}{reasons}")
     _print_tables(found.results, console)
+    if html is not None:
+        require_writable_folder(html)
     problems = [f"not used: {path}: {reason}" for path, reason in found.problems]
     if html is not None:
         drawn = _draw_maps(found.results, maps, data_root, metadata_root, store)

@@ -173,7 +173,8 @@ def _find(
         assert official is not None
         checkpoint = _fetch_official(official.checkpoint, official.revision)
         config_path = _fetch_official(official.config, official.revision) if official.config else None
-        source = f"hub:{official.checkpoint.repo_id}"
+        place = official.checkpoint
+        source = f"hub:{place.repo_id}" if place.repo_id else f"{place.url or place.package}"
     elif str(weights) and Path(weights).expanduser().exists():
         path = Path(weights).expanduser()
         checkpoint = (
@@ -271,7 +272,7 @@ def _siblings(spec: BackboneSpec) -> Iterator[tuple[str, OfficialWeights]]:
     """Models published in the same Hub repository, whose files are easily swapped."""
     if spec.weights is not None:
         for other, theirs in _others(spec):
-            if theirs.checkpoint.repo_id == spec.weights.checkpoint.repo_id:
+            if theirs.checkpoint.repo_id and theirs.checkpoint.repo_id == spec.weights.checkpoint.repo_id:
                 yield other, theirs
 
 

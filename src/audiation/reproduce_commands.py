@@ -81,6 +81,7 @@ def reproduce_table(
         ValueError: a data root that is no folder, or a device that is not there.
     """
     from audiation.loading import check_device
+    from audiation.output_places import require_writable_folder
     from audiation.recipes.petl_table2 import names_in
     from audiation.recipes.reproduce import carry_out_table, write_reproduction
     from audiation.recipes.table_plan import plan_runs
@@ -98,6 +99,7 @@ def reproduce_table(
     print_plan(table, cells, plan, console)
     if dry_run:
         return not plan.runs_behind and all(_kind(cell) != "weights never published" for cell in cells)
+    require_writable_folder(out)
     reproduction = carry_out_table(
         table,
         cells,
@@ -169,7 +171,7 @@ def print_plan(table: PaperTable, cells: Sequence[Cell], plan: Plan, console: Co
         files = BACKBONES[backbone].weights.files
         sizes = [file.size_bytes for file in files]
         size = f"{sum(sizes) / 1e6:,.0f} MB" if all(sizes) else "size not recorded"
-        _say(console, f"  first fetched from the Hub: weights of {backbone} ({files[0].repo_id}, {size})")
+        _say(console, f"  first fetched: weights of {backbone} ({files[0].place}, {size})")
     if not plan.runs_behind:
         return
     blocked = _runs(len(plan.runs) - possible)

@@ -29,16 +29,20 @@ def pack_command(results: tyro.conf.Positional[tuple[Path, ...]], /, card: Path,
     The exit code is 1 where the check finds problems; the bundle is written all the same.
 
     Args:
-        results: result files that `audiation evaluate` wrote.
+        results: result files that `audiation evaluate` wrote, and folders that are searched for them.
         card: the system card (`audiation leaderboard new-card` writes an empty one).
         out: the bundle; a file that is there is not replaced.
     """
     from rich.console import Console
 
-    from audiation.results import Result
-    from audiation.submissions import SystemCard, pack
+    from audiation.leaderboard_commands import read_results
+    from audiation.submissions import SubmissionError, SystemCard, pack
 
-    bundle = pack([Result.load(path) for path in results], SystemCard.load(card), out)
+    about = SystemCard.load(card)
+    found = read_results(results)
+    if found.problems:
+        raise SubmissionError("; ".join(f"{path}: {reason}" for path, reason in found.problems))
+    bundle = pack(found.results, about, out)
     Console().print(f"Wrote {bundle} ({bundle.stat().st_size:,} bytes).", highlight=False, soft_wrap=True)
     return verify_command((bundle,))
 

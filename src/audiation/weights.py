@@ -40,8 +40,12 @@ class UnverifiedWeightsWarning(UserWarning):
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One file on the Hugging Face Hub.
+    """One published file: on the Hugging Face Hub, at an address, or a wheel on the Python package index.
 
+    repo_id: of the Hub; "" where the file is elsewhere.
+    url: address of a file that is not on the Hub.
+    package: name==version of a Python package whose wheel this is.
+    member: what is meant of an archive: a path in it, or the beginning of several.
     size_bytes, sha256: None where nobody whom we can name has recorded them.
     hash_source: who vouches for size and hash. "spec": the content was rebuilt and matched, so a mismatch
         is final. "third-party": read in public records only, so a user may override a mismatch, loudly.
@@ -54,6 +58,19 @@ class OfficialFile:
     sha256: str | None = None
     hash_source: Literal["spec", "third-party"] = "third-party"
     mismatch_hint: str = ""
+    url: str = ""
+    package: str = ""
+    member: str = ""
+
+    def __post_init__(self) -> None:
+        assert sum(map(bool, (self.repo_id, self.url, self.package))) == 1, f"one place of {self.filename}"
+
+    @property
+    def place(self) -> str:
+        """Where it is published, for people."""
+        if self.repo_id:
+            return f"Hub repository {self.repo_id}"
+        return self.url or f"the Python package {self.package}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +153,7 @@ def verify_file(
     if expected.sha256 is not None and digest == expected.sha256:
         return
     if others and digest in others:
-        raise WeightsError(f"{path} is {others[digest]}, not {expected.filename} of {expected.repo_id}")
+        raise WeightsError(f"{path} is {others[digest]}, not {expected.filename} of {expected.place}")
     if expected.size_bytes is not None and size != expected.size_bytes:
         known = f"{expected.size_bytes:,}"
         reason = f"it has {size:,} of {known} bytes" + (
@@ -146,7 +163,7 @@ def verify_file(
         reason = f"its SHA-256 is {digest}, known is {expected.sha256}"
     else:
         return
-    problem = f"{path} is not the official {expected.filename} of {expected.repo_id}: {reason}."
+    problem = f"{path} is not the official {expected.filename} of {expected.place}: {reason}."
     if expected.mismatch_hint:
         problem += f" {expected.mismatch_hint}"
     if expected.hash_source == "spec":

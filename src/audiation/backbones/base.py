@@ -106,6 +106,7 @@ class Backbone(nn.Module):
         unused_parameters: parameters that the published model counts, in the blocks that are here and their
             surroundings, but no forward pass reads; they are not registered.
         weights_hash: identifies the weights (a version string where there are none); stored with features.
+        convention: how clips are cut and normalised, one of its spec's conventions.
         precision: "fp32" or "bf16", what `forward` computes in; stored with features.
         arithmetic: what the device multiplies in; float32 for bf16 where it has no such instructions.
     """
@@ -128,6 +129,7 @@ class Backbone(nn.Module):
     unused_parameters: int = 0
     weights_hash: str = "none"
     weights_source: str = "none needed"
+    convention: str = "default"
     precision: str = "fp32"
     arithmetic: str = "fp32"
 
@@ -212,6 +214,12 @@ class Backbone(nn.Module):
             kept.update(states.layers)
         return replace(states, layers=kept)
 
+    def use_convention(self, convention: str) -> None:
+        """Cut and normalise clips as another convention does; before the first clip. Backbones that have several
+        override it. Raises ValueError for one that there is not."""
+        if convention != "default":
+            raise ValueError(f"'{self.name}' has no convention '{convention}', only 'default'")
+
     def num_frames(self, num_samples: int) -> int:
         """Output frames for a clip of `num_samples`."""
         raise NotImplementedError
@@ -292,6 +300,7 @@ class BackboneSpec:
     from_published: `from_published(tensors, config, num_layers=None) -> Backbone`, tensors under their official
         names; None where there are no weights (hand-crafted).
     weights: where official weights live (`weights.OfficialWeights`), or None.
+    conventions: how clips may be cut and normalised: "default" is ours, others are called after the protocol that had them.
     has_encoder: whether it has blocks with sockets, so that it can be cut and takes every method.
     published_names: systems in the published results that are this representation, as printed there.
     pretraining: of the official weights; None where there are none, or nothing was learnt.
@@ -311,6 +320,7 @@ class BackboneSpec:
     published_parameters: int | None = None
     recommended_layer: int | None = None
     has_encoder: bool = True
+    conventions: tuple[str, ...] = ("default",)
     published_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     pretraining: Pretraining | None = None
