@@ -180,7 +180,7 @@ def limits(
         }.values()
     )
     parts = {
-        f"products, {flops / 1e9:.0f} GFLOP at {flops_per_second / 1e9:.0f} GFLOP/s": flops
+        f"dense products, {flops / 1e9:.0f} GFLOP at {flops_per_second / 1e9:.0f} GFLOP/s": flops
         / flops_per_second,
         f"Adam, {parameters / 1e6:.0f} M parameters at {28 / adam / 1e9:.0f} GB/s": parameters * adam,
         f"dropout, {masks / 1e6:.1f} M random bytes": masks * bits,

@@ -25,8 +25,9 @@ from audiation.annotations import PITCH_CLASSES
 from audiation.answers import read_answers
 from audiation.bootstrap import Interval
 from audiation.datasets.magnatagatune import TAGS as MTT_TAGS
-from audiation.leaderboard_commands import leaderboard, read_results, show
+from audiation.leaderboard_commands import leaderboard, show
 from audiation.maps import ClipMap
+from audiation.result_files import read_results
 from audiation.results import Failure, Prediction, Result, Trial
 from audiation.site import index_page, system_page, write_site
 from audiation.site.map_page import MAX_LABELS, OTHER_LABELS, audio_address, map_body

@@ -35,7 +35,7 @@ def pack_command(results: tyro.conf.Positional[tuple[Path, ...]], /, card: Path,
     """
     from rich.console import Console
 
-    from audiation.leaderboard_commands import read_results
+    from audiation.result_files import read_results
     from audiation.submissions import SubmissionError, SystemCard, pack
 
     about = SystemCard.load(card)

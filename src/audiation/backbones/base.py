@@ -300,7 +300,8 @@ class BackboneSpec:
     from_published: `from_published(tensors, config, num_layers=None) -> Backbone`, tensors under their official
         names; None where there are no weights (hand-crafted).
     weights: where official weights live (`weights.OfficialWeights`), or None.
-    conventions: how clips may be cut and normalised: "default" is ours, others are called after the protocol that had them.
+    conventions: how clips may be cut and normalised: "default" is ours, others are called after the protocol that had
+        them.
     has_encoder: whether it has blocks with sockets, so that it can be cut and takes every method.
     published_names: systems in the published results that are this representation, as printed there.
     pretraining: of the official weights; None where there are none, or nothing was learnt.
