@@ -115,7 +115,14 @@ def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_pa
         (["evaluate", "--backbone", "mfcc"], "name a --backbone and a --task"),
         (["evaluate", "--backbone", "mfcc", "--task", "scores-key", "--out", "."], ". is a folder"),
         (["evaluate", "--backbone", "mfcc", "--task", "gtzan_gender"], "Did you mean 'gtzan_genre'?"),
-        (["evaluate", "--run", "nowhere.json"], "nowhere.json"),
+        (["evaluate", "--run", "nowhere.json"], "audiation: nowhere.json: No such file or directory"),
+        (
+            ["evaluate", "--backbone", "mfcc", "--task", "scores-key", "--out", "a.wav/r.json"],
+            "cannot write into a.wav: it is a file",
+        ),
+        (["leaderboard", "pack", "r.json", "--card", "no.json", "--out", "b.zip"], "no.json: No such file"),
+        (["check-backbone", "mine.py"], "mine.py:NAME"),
+        (["datasets", "list", "--data-root", "x"], "datasets list does not take --data-root"),
         (["evaluate", "--run", "x.json", "--backbone", "mfcc"], "cannot be given as well"),
         (["evaluate", "--run", "x.json", "--seed", "5", "--layer", "2"], "--seed, --layer cannot be given"),
         (["evaluate", "--backbone", "mfcc", "--task", "gtzan_genre", "--layer", "-1"], "layer of a run"),
@@ -131,6 +138,7 @@ def test_a_failed_file_is_one_line_whatever_its_name(monkeypatch, capsys, tmp_pa
 )
 def test_user_errors_say_what_to_do(monkeypatch, capsys, music, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.wav").touch()
     assert run(monkeypatch, *(music if a == "MUSIC" else a for a in arguments)) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

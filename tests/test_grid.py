@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from audiation import grid_files
+from audiation import grid_files, grid_stack
 from audiation.annotations import Label, Tags
 from audiation.grid import train_grid
 from audiation.grid_inputs import GridInputs, GridStream
+from audiation.grid_kernel import sparse_product
 from audiation.grid_stack import Stack
 from audiation.probe import WEIGHTED_SUM, ProbeConfig, ProbeSchedule
 from audiation.store import StoreLockedError
@@ -42,7 +43,7 @@ JUKEMIR = [
         dropout=dropout, weight_decay=decay,
     )
     for standardise, hidden_size, batch_size, rate, dropout, decay in itertools.product(
-        (False, True), (None, 24), (64, 256), (1e-4, 1e-2), (0.25, 0.3), (0.0, 1e-3)
+        (False, True), (None, 24), (64, 256), (1e-4, 1e-2), (0.25, 0.55), (0.0, 1e-3)
     )
 ]  # fmt: skip
 MARBLE = [
@@ -350,3 +351,27 @@ def test_an_epoch_takes_every_window_once_and_in_a_new_order():
     assert all(sorted(e.tolist()) == list(range(230)) for e in epochs)
     assert not torch.equal(*epochs)
     assert torch.equal(drawn.batch(2), stream(schedule=EPOCHS).batch(2))  # asked in whatever order
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.4, 1.0])
+@pytest.mark.parametrize("dim", [1, 511, 512, 1300])
+def test_a_product_that_passes_over_zeros_is_the_product(share, dim):
+    generator = torch.Generator().manual_seed(3)
+    d = torch.randn(7, 61, generator=generator) * (torch.rand(7, 61, generator=generator) < share)
+    x = torch.randn(61, dim, generator=generator)
+    out = torch.full((7, dim), torch.nan)
+    sparse_product(d.numpy(), x.numpy(), out.numpy())
+    torch.testing.assert_close(out, d @ x, atol=1e-5, rtol=1e-5)
+
+
+def test_units_that_are_off_are_passed_over_where_most_are(monkeypatch):
+    taken = []
+    real = grid_stack._sparse_product
+    monkeypatch.setattr(grid_stack, "_sparse_product", lambda *given: taken.append(1) or real(*given))
+    for dropout, passes_over in ((0.0, False), (0.75, True)):
+        config = replace(JUKEMIR[0], hidden_size=24, dropout=dropout)
+        taken.clear()
+        targets = torch.stack([TARGET.encode(a) for a in ANNOTATIONS])
+        inputs = GridInputs(TRAIN, VALID, torch.device("cpu"))
+        Stack([0], [config], [(2,)], inputs, TARGET, targets, DRAWS).train_steps(3)
+        assert bool(taken) == passes_over

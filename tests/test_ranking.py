@@ -416,6 +416,7 @@ def test_our_results_are_averaged_by_the_same_rule():
     assert list(found.by_task.values()) == pytest.approx(by_hand)
     assert found.value == pytest.approx(np.mean(by_hand))
     assert found.other_rules == ("vocalset_technique", "vocalset_singer") and not found.partial
+    assert found.protocols == (our_fourteen()[0].run["protocol"],)
     four = paper_average(our_fourteen(), "jukemir-3")
     assert four.value == pytest.approx((65 + 60 + 80 + 65) / 4) and not four.other_rules
 

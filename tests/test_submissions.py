@@ -584,7 +584,11 @@ def test_the_commands(tmp_path, card, capsys, monkeypatch):
     with pytest.raises(SubmissionError, match="system of the card is empty"):
         pack_command(paths, tmp_path / "card.json", tmp_path / "out.zip")
     (tmp_path / "card.json").write_text(card.to_json())
-    assert pack_command(paths, tmp_path / "card.json", tmp_path / "out.zip") == 0
+    with pytest.raises(SubmissionError, match=r"absent\.json: there is no such file or folder"):
+        pack_command((*paths, tmp_path / "absent.json"), tmp_path / "card.json", tmp_path / "out.zip")
+    assert (
+        pack_command((tmp_path,), tmp_path / "card.json", tmp_path / "out.zip") == 0
+    )  # a folder is searched
     text = capsys.readouterr().out
     assert "MFCC: accepted; 2 results, 0 problems, 2 warnings" in text and "Wrote" in text
     a_result(scores={"accuracy": 0.99}).save(paths[0])

@@ -213,7 +213,7 @@ def _draw_maps(
     store: Path | None,
 ) -> DrawnMaps:
     """Maps of every frozen backbone and every task with one answer per clip."""
-    from audiation.maps import clip_maps
+    from audiation.maps import clip_maps, require_umap
     from audiation.run import Run
     from audiation.tasks import TASKS
 
@@ -222,6 +222,8 @@ def _draw_maps(
     num_without = 0
     if method == "none":
         return DrawnMaps((), (), 0)
+    if method == "umap":
+        require_umap()
     for result in results:
         run = Run.of(result)
         task = TASKS[run.task] if run.task in TASKS else None

@@ -187,13 +187,20 @@ def _pca(train: np.ndarray, test: np.ndarray) -> Projection:
     return Projection(train @ directions, test @ directions, explained)
 
 
-def _umap(train: np.ndarray, test: np.ndarray) -> Projection:
+def require_umap() -> None:
+    """ValueError where umap-learn is not installed."""
     try:
-        from umap import UMAP
+        import umap  # noqa: F401
     except ImportError:
         raise ValueError(
             "the method 'umap' needs the package umap-learn: pip install 'audiation[maps]', or use method 'pca'"
         ) from None
+
+
+def _umap(train: np.ndarray, test: np.ndarray) -> Projection:
+    require_umap()
+    from umap import UMAP
+
     num_neighbours = min(NUM_NEIGHBOURS, len(train) - 1)
     # One thread: with more, a random state does not give the same map twice.
     model = UMAP(n_components=2, n_neighbors=num_neighbours, random_state=UMAP_SEED, n_jobs=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from audiation.results import Result, ResultError
 
 RESULT_MARK = b'"schema_version"'
+CARD_MARK = b'"pretraining_hours"'  # system cards have a schema version as well
 MARK_WITHIN_BYTES = 4096  # results begin with it
 
 
@@ -23,7 +24,7 @@ class FoundResults:
 def read_results(paths: Sequence[Path]) -> FoundResults:
     """Results of files and, with all their folders, of folders.
 
-    A JSON file in a folder that does not begin as results do is something else, and no problem; a file that is named,
+    A JSON file in a folder that does not begin as results do (a system card, say) is no problem; a file that is named,
     or begins so and cannot be read, is one. A file that is named twice counts once.
     """
     results: list[Result] = []
@@ -57,4 +58,5 @@ def read_results(paths: Sequence[Path]) -> FoundResults:
 
 def _may_be_result(file: Path) -> bool:
     with file.open("rb") as opened:
-        return RESULT_MARK in opened.read(MARK_WITHIN_BYTES)
+        head = opened.read(MARK_WITHIN_BYTES)
+    return RESULT_MARK in head and CARD_MARK not in head
