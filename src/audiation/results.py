@@ -81,7 +81,8 @@ class Result:
     scores: metric -> score; the first metric is the one that selected.
     intervals: metric -> bootstrap interval, None where one track is all there is.
     num_test_tracks: test tracks that were scored.
-    num_official_test_tracks: test tracks the official split has.
+    num_official_test_tracks: test tracks the official split has; where the parts of a recording answer together, the
+        answers, and the parts that failed.
     failures: of every split; those of the test split are what coverage lacks.
     num_parameters: trained ones.
     best_step: updates after which the kept state was found.

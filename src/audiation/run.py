@@ -18,9 +18,10 @@ class Run:
 
     weights: None for the official ones, "random", or a file, directory or Hub id.
     num_layers: cut the backbone to its first blocks; None: all.
-    layer: the layer that is probed; None: the model's recommended one, else the last. Adapted models: the last.
-    train: choices of the training that depart from the protocol, as "field=value,field=value" of
-        `adaptation.AdaptConfig`; "" for none.
+    layer: the layer that is probed; None: those that the protocol searches, or the model's recommended one, else the
+        last. Adapted models: the last.
+    train: choices that depart from the protocol, as "field=value,field=value": of `adaptation.AdaptConfig` where it
+        adapts, of `probe.ProbeConfig` where it probes; "" for none.
     seed: of random weights, the probe and the bootstrap.
     """
 

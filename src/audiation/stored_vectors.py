@@ -168,6 +168,7 @@ def read_splits(
     workers: int = 0,
 ) -> dict[str, SplitVectors]:
     """Vectors of a run's untouched backbone on "train", "valid" and "test"; what is not stored yet is computed.
+    Remainders behind the last full window are in them, whatever the run's protocol does.
 
     Raises:
         UnknownNameError, FileNotFoundError, ValueError: as `evaluate`.
