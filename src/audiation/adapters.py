@@ -39,7 +39,7 @@ from audiation.adapter_files import (
     save_adapter,
 )
 from audiation.backbones import BACKBONES, Backbone
-from audiation.loading import check_device, load_backbone
+from audiation.loading import check_device, convention_of, load_backbone
 from audiation.methods import format_method, inject
 from audiation.methods import merge as merge_method
 from audiation.registry import UnknownNameError
@@ -391,6 +391,7 @@ def _load_trunk(
             num_layers=None if by_formula else record.num_layers,
             seed=0 if seed is None else int(seed[1]),
             device=device or "cpu",
+            convention=convention_of(record.trunk_hash),
         )
     except WeightsError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ def extract(
     num_layers: int | None = None,
     pooling: Literal["mean", "frames"] = "mean",
     precision: Literal["fp32", "bf16"] = "fp32",
+    convention: str = "default",
     clip_seconds: float = 30.0,
     chunk_seconds: float | None = None,
     whole_files: bool = False,
@@ -63,6 +65,7 @@ def extract(
         num_layers: cut the model to its first blocks.
         pooling: mean over time, or every frame (float16).
         precision: bf16 computes encoder and stem in bfloat16.
+        convention: how the backbone cuts and normalises clips: default, or jukemir where it has that (docs/models.md).
         clip_seconds: length of the windows that become rows.
         chunk_seconds: length the model sees at once; default: what it was trained on.
         whole_files: one row per file instead of windows of --clip-seconds.
@@ -84,7 +87,7 @@ def extract(
         raise ValueError("give --layers or --last-layer, not both")
     failed = extract_with_progress(
         paths, backbone, store, weights=weights, layers=layers, last_layer=last_layer, num_layers=num_layers,
-        pooling=pooling, precision=precision, clip_seconds=None if whole_files else clip_seconds,
+        pooling=pooling, precision=precision, convention=convention, clip_seconds=None if whole_files else clip_seconds,
         chunk_seconds=chunk_seconds, device=device, batch_size=batch_size, workers=workers, threads=threads,
         seed=seed,
     )  # fmt: skip
@@ -451,6 +454,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nStopped. Start the same command again to go on from here.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, KeyError, OSError) as error:
         print(f"audiation: {_in_words(error)}", file=sys.stderr)
         sys.exit(2)

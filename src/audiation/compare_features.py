@@ -25,7 +25,7 @@ from audiation.adapters import AdapterBank, load_adapter
 from audiation.audio import AudioError
 from audiation.backbones import BACKBONES, Backbone
 from audiation.inference import ChunkPolicy, run_clip
-from audiation.loading import load_backbone
+from audiation.loading import convention_of, load_backbone
 from audiation.methods import format_method
 from audiation.music_files import find_music
 from audiation.results import Result, ResultError
@@ -346,6 +346,7 @@ class _Work:
             num_layers=None if BACKBONES[record.backbone].from_published is None else record.num_layers,
             seed=int(seed[1]) if seed is not None else 0,
             device=self.device,
+            convention=convention_of(record.trunk_hash),
         )
 
     def _untouched(

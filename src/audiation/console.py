@@ -57,12 +57,15 @@ def extract_with_progress(
     last_layer: int | None,
     num_layers: int | None,
     precision: Any,
+    convention: str,
     seed: int,
     **options: Any,
 ) -> int:
     """`audiation extract`: returns how many files failed."""
     console = Console()
-    backbone = load_backbone(backbone_name, weights, num_layers=num_layers, seed=seed, precision=precision)
+    backbone = load_backbone(
+        backbone_name, weights, num_layers=num_layers, seed=seed, precision=precision, convention=convention
+    )
     if last_layer is not None:
         wanted, _ = backbone.resolve_layers(None, last_layer)
     else:

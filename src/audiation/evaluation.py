@@ -17,7 +17,6 @@ from audiation.adapted_evaluation import EvaluationProgress, judge_adapted
 from audiation.adapter_files import check_place
 from audiation.annotations import Tags
 from audiation.bootstrap import Interval, bootstrap_interval
-from audiation.loading import load_backbone
 from audiation.methods import inject, parse_method
 from audiation.metrics import undefined_tags
 from audiation.own_backbones import recorded_file
@@ -29,6 +28,7 @@ from audiation.results import Failure, Prediction, Result
 from audiation.run import Run
 from audiation.separation_evaluation import judge_separation
 from audiation.splits import load_splits
+from audiation.stored_vectors import load_for_run
 from audiation.tasks import TASKS, Task
 
 
@@ -76,14 +76,7 @@ def evaluate(
     splits, split_hash = load_splits(task, data_root, metadata_root)
     if splits["train"].tracks and not task.target.per_frame:  # before anything is computed in vain
         check_classes(task.target, [task.annotation(t) for t in splits["train"].tracks])
-    backbone = load_backbone(
-        run.backbone,
-        run.weights,
-        num_layers=run.num_layers,
-        seed=run.seed,
-        precision=run.precision,
-        device=device,
-    )
+    backbone = load_for_run(run, device)
     parameters = inject(backbone, method, torch.Generator().manual_seed(run.seed))
     trunk_hash, trunk_source = backbone.weights_hash, backbone.weights_source
     if isinstance(protocol, SeparationProtocol):

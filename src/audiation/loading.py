@@ -36,6 +36,8 @@ from audiation.weights import (
     verify_file,
 )
 
+CONVENTION_MARK = "@"  # between a hash and the convention, where it is not the default
+
 
 def load_backbone(
     name: str,
@@ -46,6 +48,7 @@ def load_backbone(
     precision: Precision = "fp32",
     device: str | torch.device = "cpu",
     config: Mapping[str, Any] | None = None,
+    convention: str = "default",
     allow_unverified_hash: bool = False,
 ) -> Backbone:
     """A backbone in eval mode, with `weights_hash` (for stores and results) and `weights_source` set.
@@ -60,6 +63,8 @@ def load_backbone(
         seed: read only with weights="random"; the global generator is neither read nor moved.
         precision: "bf16" computes stem and encoder in bfloat16.
         config: fields of the published config that replace those found or known.
+        convention: how clips are cut and normalised, one of the backbone's `conventions`; another than "default" is
+            part of `weights_hash`, so that features of two conventions never meet.
         allow_unverified_hash: accept a file that differs from a third party's record of it, with a warning.
 
     Raises:
@@ -73,6 +78,8 @@ def load_backbone(
         raise ValueError(f"precision is 'fp32' or 'bf16', got {precision!r}")
     if num_layers is not None and (type(num_layers) is not int or num_layers < 0):
         raise ValueError(f"num_layers is a whole number >= 0 or None, got {num_layers!r}")
+    if convention not in spec.conventions:
+        raise ValueError(f"'{name}' has the conventions {', '.join(spec.conventions)}, got '{convention}'")
     check_device(device)
     with torch.random.fork_rng(devices=[]):  # whatever a constructor draws, the caller's generator stays
         if spec.from_published is None:
@@ -83,9 +90,18 @@ def load_backbone(
             found = _find(spec, weights, config, allow_unverified_hash)
             backbone = _build_published(spec, found, num_layers)
     backbone.name = name
+    if convention != "default":
+        backbone.use_convention(convention)
+        backbone.convention = convention
+        backbone.weights_hash = f"{backbone.weights_hash}{CONVENTION_MARK}{convention}"
     backbone.eval().to(device)
     set_precision(backbone, precision)
     return backbone
+
+
+def convention_of(weights_hash: str) -> str:
+    """The convention that a recorded hash was made under."""
+    return weights_hash.partition(CONVENTION_MARK)[2] or "default"
 
 
 def check_device(device: str | torch.device) -> None:

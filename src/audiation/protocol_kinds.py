@@ -40,6 +40,7 @@ class Protocol:
     keep_remainders: whether what is left of a track behind its last full window is a window as well.
     search_key_aggregation: whether the rule by which the windows of a track become one key is chosen on validation,
         out of four (benchmark, 4.4; D15). Other questions average outputs.
+    convention: how backbones that have a convention of this name cut and normalise clips (`BackboneSpec.conventions`).
     free: any choice is within the rules, so that none is a departure.
     wall_hours: training and extraction that take longer are beyond the rules, and are starred.
     """
@@ -57,6 +58,7 @@ class Protocol:
     task_layers: tuple[tuple[str, str, int], ...] = ()
     keep_remainders: bool = False
     search_key_aggregation: bool = False
+    convention: str = "default"
     free: bool = False
     wall_hours: float | None = None
 
@@ -83,6 +85,9 @@ class Protocol:
                     "The best on the task's first metric on validation is tested once."
                     if self.schedule.keep == "best"
                     else "The state of the last look is tested once.",
+                    f"Clips are cut and normalised as {self.convention} does, where a backbone has that convention."
+                    if self.convention != "default"
+                    else "",
                     f"More than {self.wall_hours:g} hours are beyond the rules, and are starred."
                     if self.wall_hours
                     else "",

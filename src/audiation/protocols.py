@@ -44,6 +44,7 @@ _add(
         version=1,
         source="jukemir (Castellon, Donahue & Liang 2021)",
         probes=JUKEMIR_GRID,
+        convention="jukemir",
         search_key_aggregation=True,
         caveat="Equal validation scores keep the configuration that comes first here; there, in the order of a folder.",
     )
@@ -55,6 +56,7 @@ _add(
         version=2,  # batches and dropout are drawn from the streams of the grid
         source="jukemir (Castellon, Donahue & Liang 2021)",
         probes=(ProbeConfig(),),
+        convention="jukemir",
         search_key_aggregation=True,
         caveat=(
             "This is one of the 216 configurations of that paper's grid, so its numbers are not the paper's, "

@@ -20,6 +20,8 @@ from audiation.cache import cache_dir
 from audiation.datasets import Track
 from audiation.extraction import ExtractProgress, extract
 from audiation.loading import load_backbone
+from audiation.own_backbones import is_own_backbone, load_own_backbone
+from audiation.protocols import PROTOCOLS, Protocol
 from audiation.run import Run
 from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore
@@ -175,15 +177,28 @@ def read_splits(
     """
     task = TASKS[run.task]
     splits, _ = load_splits(task, data_root, metadata_root)
-    backbone = load_backbone(
-        run.backbone, run.weights, num_layers=run.num_layers, seed=run.seed, precision=run.precision
-    )
+    backbone = load_for_run(run)
     wanted = sorted(backbone.resolve_layers(layers, None)[0])
     features = extract_features(backbone, task, splits, wanted, store_dir=store_dir, workers=workers)
     return {
         name: features.read(split, group_of=task.answer_group if name == "test" else None)
         for name, split in splits.items()
     }
+
+
+def load_for_run(run: Run, device: str = "cpu") -> Backbone:
+    """The untouched backbone of a run, under the convention of its protocol where it has one of that name.
+
+    Raises:
+        UnknownNameError, OwnBackboneError, WeightsError, ValueError: as `load_backbone`.
+    """
+    spec = load_own_backbone(run.backbone) if is_own_backbone(run.backbone) else BACKBONES[run.backbone]
+    protocol = PROTOCOLS[run.protocol]
+    wanted = protocol.convention if isinstance(protocol, Protocol) else "default"
+    return load_backbone(
+        run.backbone, run.weights, num_layers=run.num_layers, seed=run.seed, precision=run.precision, device=device,
+        convention=wanted if wanted in spec.conventions else "default",
+    )  # fmt: skip
 
 
 def default_layer(spec: BackboneSpec, backbone: Backbone) -> int:
