@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,26 @@ from audiation.protocols import PROTOCOLS
 METADATA_ROOT = "AUDIATION_METADATA_ROOT"
 _GIVEN = os.environ.get(METADATA_ROOT)  # read before any test hides the variable from the code under test
 _OFFICIAL = pytest.StashKey[set[str]]()
+
+
+LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None, socket.gethostname()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network():
+    """Names are looked up on this machine only, and pip asks no index: tests need no network, and show it."""
+    look_up = socket.getaddrinfo
+
+    def local_only(host, *arguments, **options):
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in LOCAL:
+            raise OSError(f"a test asked the network for {name}")
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", local_only)
+        patch.setenv("PIP_NO_INDEX", "1")
+        yield
 
 
 @pytest.fixture

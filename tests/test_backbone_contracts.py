@@ -15,18 +15,27 @@ def small(name: str, seed: int = 0) -> Backbone:
     if spec.from_published is None:
         built = spec.build()
     else:
-        num_layers = NUM_LAYERS if spec.has_encoder else None
+        num_layers = NUM_LAYERS if spec.can_be_cut else None
         built = spec.build(num_layers=num_layers, generator=torch.Generator().manual_seed(seed))
     built.name = name  # as `load_backbone` does
     return built.eval()
 
 
-TWINS = ("mert-v0", "mert-v0-public", "musicfm-fma")  # of the same make as another one, except for weights
+TWINS = (
+    "mert-v0",
+    "mert-v0-public",
+    "musicfm-fma",
+    "muq-large-msd",
+    "musichubert",
+    "hubert-base-ls960",
+    "data2vec-audio-base",
+)  # of the same make as another one, except for weights
+LARGE = ("jukebox-5b",)  # a minute even with two blocks
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=pytest.mark.slow if n in TWINS else ()) for n in BACKBONES],
+    params=[pytest.param(n, marks=pytest.mark.slow if n in (*TWINS, *LARGE) else ()) for n in BACKBONES],
 )
 def backbone(request) -> Backbone:
     return small(request.param)

@@ -212,17 +212,16 @@ def test_where_a_data_set_is_looked_for(tmp_path):
     assert find_folder("scores", None) == tmp_path / "cache" / "datasets" / "scores"
 
 
-def test_the_plan_of_jukemir(tmp_path):
+def test_the_plan_of_jukemir(tmp_path, no_weights):
     plan = plan_runs(TABLES["jukemir/table3"].runs(), folders(tmp_path / "data", "gtzan"))
+    fetched = ["choi", "musicnn-msd-big", "clmr", "jukebox-5b"]
     assert [(r.backbone, r.task) for r in plan.possible] == [
-        ("chroma", "gtzan_genre"),
-        ("mfcc", "gtzan_genre"),
+        (backbone, "gtzan_genre") for backbone in ("chroma", "mfcc", *fetched)
     ]
-    assert plan.num_trainings() == 8 * 216 and plan.num_trainings(possible_only=True) == 2 * 216
+    assert plan.weights_to_fetch == fetched
+    assert plan.num_trainings() == 24 * 216 and plan.num_trainings(possible_only=True) == 6 * 216
     missing = {(o.kind, o.what): len(runs) for o, runs in plan.runs_behind.items()}
     assert missing == {
-        ("backbone not in the zoo", "choi"): 4, ("backbone not in the zoo", "musicnn"): 4,
-        ("backbone not in the zoo", "clmr"): 4, ("backbone not in the zoo", "jukebox"): 4,
         ("data set not found", "mtt"): 6, ("data set not found", "giantsteps_mtg_key"): 6,
         ("data set not found", "giantsteps_key"): 6, ("data set not found", "emomusic"): 6,
     }  # fmt: skip
@@ -247,7 +246,7 @@ def no_weights(monkeypatch):
         asked.append((file.repo_id, local_files_only))
         raise WeightsError(f"cannot get {file.filename}")
 
-    monkeypatch.setattr(table_plan, "fetch", fetch)
+    monkeypatch.setattr(table_plan, "fetch_official", fetch)
     monkeypatch.setattr(table_plan, "show_licence_once", lambda spec: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return asked
@@ -318,13 +317,12 @@ def small_grid(monkeypatch):
 
 def test_reproduce_runs_what_the_data_allow_and_prints_the_differences(gtzan, tmp_path, screen, small_grid):
     out = tmp_path / "runs"
-    complete = reproduce_table("jukemir/table3", screen, data_root=gtzan, out=out)
+    complete = reproduce_table("jukemir/table3", screen, data_root=gtzan, out=out, backbones="chroma+mfcc")
     assert complete is False
     text = shown(screen)
-    assert "2 of 24 runs can be tried here, 432 of 1,728 trainings" in text
-    assert "backbone not in the zoo: choi (4 runs), musicnn (4 runs), clmr (4 runs), jukebox (4 runs)" in text
-    assert "data set not found: mtt (6 runs): looked for" in text and "mirg.city.ac.uk" in text
-    assert "2 of 42 cells have a number; 21 more are numbers that the paper takes from others." in text
+    assert "2 of 8 runs can be tried here, 432 of 1,728 trainings" in text
+    assert "data set not found: mtt (2 runs): looked for" in text and "mirg.city.ac.uk" in text
+    assert "2 of 14 cells have a number" in text
     rows = [row for row in rows_of(out / "jukemir-table3.csv") if row["ours"]]
     assert [(row["system"], row["column"]) for row in rows] == [
         ("CHROMA", "gtzan_genre, accuracy"),
@@ -345,7 +343,7 @@ def test_reproduce_runs_what_the_data_allow_and_prints_the_differences(gtzan, tm
         assert f"{ours:.3f}" in text and f"{ours - published:+.3f}" in text
     assert f"19 of 20 test tracks, split {split_hash[:16]}" in text
     record = json.loads((out / "jukemir-table3.json").read_text(encoding="utf-8"))
-    assert len(record["cells"]) == 63 and sum(cell["ours"] is not None for cell in record["cells"]) == 2
+    assert len(record["cells"]) == 14 and sum(cell["ours"] is not None for cell in record["cells"]) == 2
     [made] = record["made_with"]
     assert made["runs"] == 2 and made["code"]["sources_sha256"][:12] in text and "lock" in made["code"]
     assert made["hardware"]["cpu"] in text

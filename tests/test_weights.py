@@ -85,8 +85,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 
         (b"\n<!doctype html><html><body>Too many requests</body></html>", "web page"),
         (b'{"error": "Repository not found"}', "neither a safetensors nor a torch file"),
         (b"\x00" * 5000, "neither a safetensors nor a torch file"),
-        (b"PK\x03\x04" + b"\x00" * 5000, "truncated: the end of the zip archive is missing"),
-        (b"\x80\x02" + b"garbage" * 100, "damaged, or holds more than plain tensors"),
+        (b"PK\x03\x04" + b"\x00" * 5000, "truncated.*the end of the zip archive is missing"),
+        (b"\x80\x02" + b"garbage" * 100, "its pickle is truncated"),
         ((1 << 20).to_bytes(8, "little") + b'{"a":', "truncated, damaged or no checkpoint"),
     ],
 )

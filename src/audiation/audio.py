@@ -133,7 +133,7 @@ def load_audio(
         raise AudioWindowError(path, f"lasts {length:.3f} s; no window can start at {start_seconds} s.")
     _check_length(path, samples.size, sample_rate_hz, min_seconds)
     if with_source_peak and peak is None:
-        peak = _source_peak(path)
+        peak = source_peak(path)
     return Waveform(torch.from_numpy(samples), sample_rate_hz, channels, peak, start / sample_rate_hz)
 
 
@@ -207,7 +207,8 @@ def _waveform(samples: np.ndarray, rate: int, source: _Source, start: int) -> Wa
     return Waveform(torch.from_numpy(samples.copy()), rate, source.channels, None, start / rate)
 
 
-def _source_peak(path: Path_) -> float | None:
+def source_peak(path: Path_) -> float | None:
+    """Largest |x| of a whole file's mono mix at its own rate, decoded for that. Raises AudioError as `load_audio`."""
     with _open(path) as source:
         for _ in source.mono_blocks():
             pass

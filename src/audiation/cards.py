@@ -130,7 +130,7 @@ class Exposure:
 
     mark: "was": the data set of the test is part of it. "cannot be excluded": both hold music that was released, and
         nobody has published which recordings are in both, or even which are in the one. "none": nothing was learnt,
-        or the data set was recorded for itself and is no part of what the model was trained on.
+        the model heard speech alone, or the data set was recorded for itself and is no part of what it was trained on.
     reason: for people; "" for "none".
     """
 
@@ -176,6 +176,8 @@ def exposure(backbone_name: str, task_name: str, weights: str | None = None) -> 
             "cannot be excluded",
             f"{backbone_name} was trained on {corpus}, and no list of its recordings is published",
         )
+    if all(c in SPEECH for c in heard.datasets):
+        return Exposure("none")
     shared = [c for c in heard.datasets if c in DRAWN_FROM.get(collection, ())]
     if shared:
         return Exposure(
@@ -192,7 +194,13 @@ def exposure(backbone_name: str, task_name: str, weights: str | None = None) -> 
 
 
 # Corpora that models are trained on and that are no data set of a task.
-CORPORA = {"msd": "the Million Song Dataset", "fma": "the Free Music Archive", "music4all": "Music4All"}
+CORPORA = {
+    "msd": "the Million Song Dataset",
+    "fma": "the Free Music Archive",
+    "music4all": "Music4All",
+    "librispeech": "LibriSpeech",
+}
+SPEECH = ("librispeech",)  # read aloud, without music
 # Data sets of one collection have the same recordings.
 COLLECTIONS = {
     "gtzan_rhythm": "gtzan",

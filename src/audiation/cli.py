@@ -12,20 +12,22 @@ import tyro
 from audiation.check_backbone_commands import check_backbone
 from audiation.compare_commands import compare_features
 from audiation.leaderboard_commands import leaderboard
+from audiation.profile_commands import profile_layers
 from audiation.reproduce_commands import reproduce
 
 Kind = Literal["backbones", "tasks", "datasets", "methods", "protocols", "objectives"]
 
 
-def list_(kind: tyro.conf.Positional[Kind], /) -> None:
+def list_(kind: tyro.conf.Positional[Kind], /, commercial: bool = False) -> None:
     """List what there is of one kind, one per row.
 
     Args:
         kind: backbones, tasks, datasets, methods, protocols or objectives.
+        commercial: of backbones, only those whose weights may be used commercially.
     """
     from audiation.listing import render
 
-    render(kind)
+    render(kind, commercial=commercial)
 
 
 def extract(
@@ -34,7 +36,7 @@ def extract(
     backbone: str,
     store: Path,
     weights: str | None = None,
-    layers: tuple[int, ...] | None = None,
+    layers: tuple[str, ...] | None = None,
     last_layer: int | None = None,
     num_layers: int | None = None,
     pooling: Literal["mean", "frames"] = "mean",
@@ -60,7 +62,8 @@ def extract(
         backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         store: folder of the feature store; made if it is not there.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
-        layers: layers to store, for example --layers 4 7; default: the model's recommended layer, else the last.
+        layers: layers to store: numbers as in --layers 4 7, or middle, every:3, all; default: the model's recommended
+            layer, else the last.
         last_layer: store every layer up to this one (instead of --layers).
         num_layers: cut the model to its first blocks.
         pooling: mean over time, or every frame (float16).
@@ -421,6 +424,28 @@ def datasets(
         dataset_commands.match(name, audio, data_root, metadata_root)
 
 
+def weights(
+    action: tyro.conf.Positional[Literal["list", "get", "verify", "where"]],
+    name: tyro.conf.Positional[str | None] = None,
+    /,
+    allow_unverified_hash: bool = False,
+) -> None:
+    """Say where official weights are, fetch them, or check what is here.
+
+    list: every backbone with its file, size and licence, and whether it is here. get: fetch, verify and convert; the
+    command can be stopped and started again. verify: hash, names and shapes of what is here; the exit code is then 1 if
+    something is wrong. where: the files in the cache.
+
+    Args:
+        action: list, get, verify or where.
+        name: backbone as in `audiation list backbones`.
+        allow_unverified_hash: accept a file that differs from a third party's record of it, with a warning.
+    """
+    from audiation import weights_commands
+
+    weights_commands.weights(action, name, allow_unverified_hash)
+
+
 def main() -> None:
     """Entry point of `audiation`. User errors print one message and exit with 2."""
     if sys.argv[1:] == ["--version"]:
@@ -444,6 +469,8 @@ def main() -> None:
                 "compare-features": compare_features,
                 "check-backbone": check_backbone,
                 "leaderboard": leaderboard,
+                "profile-layers": profile_layers,
+                "weights": weights,
                 "protocols": protocols,
                 "export-peft": export_peft,
             },

@@ -19,6 +19,7 @@ from audiation.distributed import this_rank
 from audiation.evaluation import EvaluationProgress, Run, evaluate
 from audiation.extraction import ExtractProgress, extract
 from audiation.grid import GridProgress
+from audiation.layer_choices import parse_fixed
 from audiation.leaderboard import render_table
 from audiation.loading import load_backbone
 from audiation.music_files import find_music
@@ -53,7 +54,7 @@ def extract_with_progress(
     store_dir: Path,
     *,
     weights: str | None,
-    layers: Sequence[int] | None,
+    layers: Sequence[str] | None,
     last_layer: int | None,
     num_layers: int | None,
     precision: Any,
@@ -69,7 +70,8 @@ def extract_with_progress(
     if last_layer is not None:
         wanted, _ = backbone.resolve_layers(None, last_layer)
     else:
-        wanted = set(layers) if layers else {default_layer(BACKBONES[backbone_name], backbone)}
+        named = parse_fixed("+".join(layers), backbone.num_layers) if layers else ()
+        wanted = set(named) or {default_layer(BACKBONES[backbone_name], backbone)}
     with new_progress(console) as bar:
         row = bar.add_task(f"{backbone_name}, layers {_ranges(sorted(wanted))}", total=None, detail="")
         report = extract(

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from audiation.audio import AudioError, content_hash
 from audiation.backbones.base import Backbone
+from audiation.backbones.choi import python2_shuffle
 from audiation.extraction_steps import End, Failed, Job, Message, Model, Reader, ReaderAndModel, Rows, Windows
+from audiation.extraction_together import Together
 from audiation.inference import ChunkPolicy
 from audiation.loading import check_device
 from audiation.music_files import FoundFiles, find_music
@@ -161,16 +164,23 @@ def extract(
             backbone.sample_rate_hz,
             backbone.min_samples,
             clip_seconds,
-            windows_per_group=max(1, batch_size // chunks_per_window),
+            windows_per_group=1 if backbone.mixes_batch else max(1, batch_size // chunks_per_window),
+            divides_by_file_peak=backbone.normalisation == "file-peak",
         )
         model = Model(backbone, policy, store.spec, clip_seconds, batch_size)
+        if backbone.mixes_batch:
+            found = _in_fixed_company(found, store, clip_seconds)
         run = _Run(store, clip_seconds, found, progress, on_failure, started)
         for folder, reason in found.problems:
             run.fail(folder, reason)
         answer = ReaderAndModel(reader, model) if in_workers else reader
-        with closing(serve(run.jobs(), answer, workers, worker_threads)) as answers:
+        take = partial(run.take, model=model)
+        together = Together(model, batch_size, take) if backbone.mixes_batch else None
+        with closing(serve(run.jobs(), answer, 0 if together else workers, worker_threads)) as answers:
             for got in answers:
-                run.take(got.job, got.message, model)
+                (take if together is None else together.add)(got.job, got.message)
+        if together is not None:
+            together.flush()
         run.settle_duplicates()
         store.compact()
         return ExtractReport(
@@ -304,6 +314,21 @@ class _Run:
         self.state = replace(self.state, wall_seconds=time.monotonic() - self.started, **changes)  # type: ignore[arg-type]
         if self.progress is not None:
             self.progress(self.state)
+
+
+def _in_fixed_company(found: FoundFiles, store: FeatureStore, clip_seconds: float | None) -> FoundFiles:
+    """The files in jukemir's order, for features that depend on the batch. Where any of them lacks features, those of
+    all are made anew: what was stored of some had another company."""
+    digests = []
+    for path in found.files:
+        try:
+            digests.append(content_hash(path))
+        except AudioError:  # said where the file is read
+            continue
+    if not all(store.is_complete(digest, clip_seconds) for digest in digests):
+        for digest in digests:
+            store.discard(digest, clip_seconds)
+    return replace(found, files=tuple(python2_shuffle(sorted(found.files), 0)))
 
 
 def _table_spec(

@@ -5,15 +5,15 @@ Everything here can be pickled, so that it can happen in a worker process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from audiation.audio import AudioError, Waveform, audio_info, load_audio, stream_audio
-from audiation.backbones.base import Backbone
+from audiation.audio import AudioError, Waveform, audio_info, load_audio, source_peak, stream_audio
+from audiation.backbones.base import Backbone, HiddenStates
 from audiation.inference import ChunkPolicy, run_clip
 from audiation.store_rows import FeatureRow, TableSpec, printable, row_key
 
@@ -72,13 +72,17 @@ Message = Windows | Rows | End | Failed
 
 @dataclass(frozen=True)
 class Reader:
-    """Job -> windows of its file that are not stored yet. Holds one group of them at a time."""
+    """Job -> windows of its file that are not stored yet. Holds one group of them at a time.
+
+    divides_by_file_peak: windows are divided by the largest |x| of their whole file.
+    """
 
     backbone_name: str
     sample_rate_hz: int
     min_samples: int
     clip_seconds: float | None
     windows_per_group: int
+    divides_by_file_peak: bool = False
 
     def __call__(self, job: Job) -> Iterator[Message]:
         try:
@@ -114,8 +118,15 @@ class Reader:
 
     def _stream(self, path: Path) -> Iterator[Waveform]:
         if self.clip_seconds is None:
-            return iter([load_audio(path, self.sample_rate_hz)])
-        return stream_audio(path, self.sample_rate_hz, window_seconds=self.clip_seconds)
+            windows = iter([load_audio(path, self.sample_rate_hz)])
+        else:
+            windows = stream_audio(path, self.sample_rate_hz, window_seconds=self.clip_seconds)
+        if not self.divides_by_file_peak:
+            yield from windows
+            return
+        peak = source_peak(path) or 1.0  # silence stays silence
+        for window in windows:
+            yield replace(window, samples=window.samples / peak)
 
     def _send(
         self, job: Job, group: list[Waveform], last: bool, duration_seconds: float | None
@@ -143,7 +154,6 @@ class Model:
     batch_size: int
 
     def rows(self, job: Job, windows: Windows) -> Rows:
-        rate, num_samples = self.backbone.sample_rate_hz, windows.samples.shape[1]
         with torch.inference_mode():
             states = run_clip(
                 self.backbone,
@@ -153,7 +163,13 @@ class Model:
                 reduce="mean" if self.spec.pooling == "mean" else None,
                 batch_size=self.batch_size,
             )
-        layers = {i: x.float().numpy() for i, x in states.layers.items()}
+        return self.as_rows(job, windows, {i: x.float().numpy() for i, x in states.layers.items()}, states)
+
+    def as_rows(
+        self, job: Job, windows: Windows, layers: Mapping[int, np.ndarray], states: HiddenStates
+    ) -> Rows:
+        """layers: `(n, T, D)` of these windows alone; states: whose frames they are."""
+        rate, num_samples = self.backbone.sample_rate_hz, windows.samples.shape[1]
         rows = [
             FeatureRow(
                 job.content_hash,

@@ -59,7 +59,8 @@ def fingerprint(backbone: Backbone) -> dict[str, Any]:
     Raises:
         WeightsError: values that are not finite.
     """
-    num_samples = max(round(WAVEFORM_SECONDS * backbone.sample_rate_hz), backbone.min_samples)
+    seconds = min(WAVEFORM_SECONDS, backbone.max_seconds or WAVEFORM_SECONDS)
+    num_samples = max(round(seconds * backbone.sample_rate_hz), backbone.min_samples)
     was_training = backbone.training
     with torch.inference_mode():
         states = backbone.eval()(fixed_waveform(num_samples, backbone.sample_rate_hz)[None])

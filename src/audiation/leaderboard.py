@@ -74,7 +74,7 @@ def render_table(
 def _representation(result: Result) -> str:
     run = result.run
     parts = [run["backbone"] if run.get("weights") != "random" else f"{run['backbone']}, untrained"]
-    has_layers = run["backbone"] in BACKBONES and BACKBONES[run["backbone"]].has_encoder
+    has_layers = run["backbone"] in BACKBONES and BACKBONES[run["backbone"]].can_be_cut
     if run.get("layer") is not None and (has_layers or run["layer"]):  # one vector per clip is layer 0
         parts.append(f"layer {run['layer']}")
     if run["method"] != "probe":

@@ -8,10 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 
-def render(kind: str, console: Console | None = None) -> None:
-    """Print the table of one kind of registry entries."""
+def render(kind: str, console: Console | None = None, *, commercial: bool = False) -> None:
+    """Print the table of one kind of registry entries.
+
+    commercial: of backbones, only those whose weights may be used commercially (no legal advice).
+
+    Raises:
+        ValueError: `commercial` with another kind.
+    """
     console = console or Console()
-    rows, columns = _TABLES[kind]()
+    if commercial and kind != "backbones":
+        raise ValueError(f"only backbones are listed by commercial use, got {kind}. Leave --commercial away.")
+    rows, columns = _backbones(commercial) if kind == "backbones" else _TABLES[kind]()
     if not rows:
         console.print(f"No {kind} yet.")
         return
@@ -27,21 +35,28 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _backbones() -> tuple[list[list[str]], list[str]]:
+CLIP_SECONDS = 30.0  # that the cost of a backbone is stated for
+
+
+def _backbones(commercial: bool) -> tuple[list[list[str]], list[str]]:
     from audiation.backbones import BACKBONES
     from audiation.cards import card_of
 
     rows = []
     for name in BACKBONES:
+        if commercial and not BACKBONES[name].commercial_use:
+            continue
         card = card_of(name)
         lines = {line.label: line.text for line in card.lines()}
-        size = f"{card.parameters:,}" if card.parameters else "-"
         learned = card.pretrain_data + (f" ({card.pretrain_hours:,g} h)" if card.pretrain_hours else "")
         rows.append(
             [
                 name,
                 card.summary,
-                size,
+                f"{card.parameters:,}" if card.parameters else "-",
+                f"{card.dim:,}",
+                gflop_text(name),
+                methods_text(name),
                 learned,
                 lines["frames"],
                 card.weights_licence,
@@ -52,12 +67,42 @@ def _backbones() -> tuple[list[list[str]], list[str]]:
         "name",
         "what it is",
         "parameters",
+        "dimensions",
+        f"GFLOP per {CLIP_SECONDS:g} s",
+        "methods",
         "pre-trained on",
         "frames",
         "weights licence",
         "commercial use",
     ]
     return rows, columns
+
+
+def gflop_text(name: str) -> str:
+    """Work of a backbone for a clip of 30 s, counted from shapes; "-" where nothing can be counted."""
+    from audiation.backbones import BACKBONES
+    from audiation.model_cost import count_gflop
+
+    spec = BACKBONES[name]
+    model = (spec.build() if spec.outline is None else spec.outline()).eval()
+    try:
+        cost = count_gflop(model, CLIP_SECONDS)
+    except ValueError:  # a list is no place to fail; `count_gflop` itself says why
+        return "not known"
+    if cost is None:
+        return "-"
+    return f"{cost.gflop:,.0f}" if cost.gflop >= 10 else f"{cost.gflop:.2g}"
+
+
+def methods_text(name: str) -> str:
+    """Which methods a backbone takes: all of them where it has blocks; else full fine-tuning where it has weights."""
+    from audiation.backbones import BACKBONES
+
+    spec = BACKBONES[name]
+    if spec.has_encoder:
+        return "all"
+    model = spec.build() if spec.outline is None else spec.outline()
+    return "probe, finetune" if any(p.requires_grad for p in model.parameters()) else "probe"
 
 
 def _tasks() -> tuple[list[list[str]], list[str]]:
@@ -143,7 +188,6 @@ def _first_line(thing: object) -> str:
 
 
 _TABLES: dict[str, Callable[[], tuple[list[list[str]], list[str]]]] = {
-    "backbones": _backbones,
     "tasks": _tasks,
     "datasets": _datasets,
     "methods": _methods,

@@ -10,17 +10,21 @@ import hashlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.backbones.precision import Precision, set_precision
 from audiation.cache import cache_dir, keep_text
+from audiation.checkpoints.conversion import cached_conversion, is_mapped_as_it_is
 from audiation.fingerprint import check_fingerprint
+from audiation.official_files import check_unpacked, checkpoint_in, fetch_official
 from audiation.own_backbones import is_own_backbone, load_own_backbone, name_in_file, own_file_sha256
 from audiation.weights import (
     CHECKPOINT_SUFFIXES,
@@ -56,7 +60,7 @@ def load_backbone(
     Args:
         name: as in `audiation list backbones`, or "path/to/file.py:name", which executes that file
             (`own_backbones.load_own_backbone`).
-        weights: None: the official file, fetched from the Hugging Face Hub once. "random": fresh weights
+        weights: None: the official file, fetched from its official place once. "random": fresh weights
             drawn from `seed`. Otherwise a local file, a local directory (checkpoint and its JSON), or a Hub
             id "owner/name".
         num_layers: keep the first blocks only.
@@ -116,6 +120,30 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
+def mapped_file(spec: BackboneSpec, path: Path) -> Path:
+    """The checkpoint itself where its format can be mapped into memory, else its conversion in the cache directory.
+
+    A conversion is made once, without what the model does not need (`OfficialWeights.unneeded`). Where the cache
+    directory cannot be written there is a warning, and the checkpoint is read as it is.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    if is_mapped_as_it_is(path):
+        return path
+    official: OfficialWeights | None = spec.weights
+    rule = official.unneeded if official is not None else ""
+    unneeded = re.compile(rule)
+    try:
+        return cached_conversion(
+            path, (lambda name: unneeded.match(name) is not None) if rule else None, rule
+        )
+    except OSError as error:
+        text = f"cannot keep a conversion of {path} ({error}); it is read anew. $AUDIATION_CACHE may name another place"
+        warnings.warn(text, stacklevel=2)
+        return path
+
+
 def _build_without_weights(
     spec: BackboneSpec, weights: str | Path | None, num_layers: int | None, config: Mapping[str, Any] | None
 ) -> Backbone:
@@ -163,6 +191,7 @@ class _Found:
 
     config: published fields, with the known ones filled in and the caller's put on top.
     changed: fields in which `config` differs from what this package knows; part of the weights hash.
+    further: prefix -> a further checkpoint.
     source: for people and results; no machine paths.
     """
 
@@ -170,6 +199,7 @@ class _Found:
     config: Mapping[str, Any]
     changed: Mapping[str, Any]
     source: str
+    further: Mapping[str, Path] = field(default_factory=dict)
 
 
 def _find(
@@ -187,8 +217,10 @@ def _find(
         show_licence_once(spec)
     if weights is None:
         assert official is not None
-        checkpoint = _fetch_official(official.checkpoint, official.revision)
-        config_path = _fetch_official(official.config, official.revision) if official.config else None
+        checkpoint = _fetch_official(official.checkpoint, official.revision, allow_unverified_hash)
+        config_path = None
+        if official.config:
+            config_path = _fetch_official(official.config, official.revision, allow_unverified_hash)
         place = official.checkpoint
         source = f"hub:{place.repo_id}" if place.repo_id else f"{place.url or place.package}"
     elif str(weights) and Path(weights).expanduser().exists():
@@ -211,20 +243,52 @@ def _find(
             f"weights='{weights}' is no file or directory here and no Hub id (owner/name). "
             f"Leave it away for the official weights of {spec.name}, or use 'random'."
         )
+    further = _further(spec, None if weights is None else checkpoint, allow_unverified_hash)
     if official is not None:
-        verify_file(checkpoint, official.checkpoint, allow_unverified_hash, _known_hashes(spec))
-        if config_path is not None and official.config is not None:
-            verify_file(config_path, official.config, allow_unverified_hash, _known_hashes(spec))
+        pairs = [(checkpoint, official.checkpoint), (config_path, official.config)]
+        pairs += [(further[prefix], official.further[prefix]) for prefix in further]
+        for path_or_none, file in pairs:
+            if path_or_none is not None and file is not None:
+                _verify(path_or_none, file, weights is None, allow_unverified_hash, _known_hashes(spec))
     merged, changed = _merge_config(spec, config_path, config)
-    return _Found(checkpoint, merged, changed, source)
+    return _Found(checkpoint, merged, changed, source, further)
 
 
-def _fetch_official(file: OfficialFile, revision: str | None) -> Path:
-    """From the Hugging Face cache without asking the Hub: it would be asked in vain for half a minute offline."""
+def _fetch_official(file: OfficialFile, revision: str | None, allow_unverified_hash: bool) -> Path:
+    """From the cache without asking the Hub: it would be asked in vain for half a minute offline."""
+    allowed = allow_unverified_hash
     try:
-        return fetch(file, revision, local_files_only=True)
+        path = fetch_official(file, revision, local_files_only=True, allow_unverified_hash=allowed)
     except WeightsError:
-        return fetch(file, revision)
+        path = fetch_official(file, revision, allow_unverified_hash=allowed)
+    return checkpoint_in(path)
+
+
+def _further(spec: BackboneSpec, beside: Path | None, allow_unverified_hash: bool) -> dict[str, Path]:
+    """The further checkpoints of a model, by prefix: official ones, or beside the checkpoint that was given.
+
+    Not beside it: the given checkpoint has to hold the tensors of all, under names with the prefix.
+    """
+    official: OfficialWeights | None = spec.weights
+    if official is None:
+        return {}
+    if beside is None:
+        return {
+            prefix: _fetch_official(file, official.revision, allow_unverified_hash)
+            for prefix, file in official.further.items()
+        }
+    places = {prefix: beside.parent / Path(file.filename).name for prefix, file in official.further.items()}
+    return {prefix: path for prefix, path in places.items() if path.is_file()}
+
+
+def _verify(
+    path: Path, file: OfficialFile, fetched: bool, allow_unverified_hash: bool, others: Mapping[str, str]
+) -> None:
+    """A file against its record; what was unpacked of an archive against what it was then."""
+    if not file.member:
+        verify_file(path, file, allow_unverified_hash, others)
+    elif fetched and (problems := check_unpacked(file)):
+        raise WeightsError(f"{problems[0]}. Delete {path.parent} and fetch it again.")
 
 
 def _fetch_repository(spec: BackboneSpec, repo_id: str) -> tuple[Path, Path | None]:
@@ -315,7 +379,12 @@ def _merge_config(
                 f"Give the directory of {spec.name}, or config={{'{key}': ...}} if you mean it."
             )
     published = {**known, **found}
-    changed = {k: v for k, v in given.items() if k not in published or not _same(published[k], v)}
+    without_effect = spec.weights.not_in_hash if spec.weights is not None else ()
+    changed = {
+        k: v
+        for k, v in given.items()
+        if k not in without_effect and (k not in published or not _same(published[k], v))
+    }
     return {**published, **given}, changed
 
 
@@ -327,7 +396,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _build_published(spec: BackboneSpec, found: _Found, num_layers: int | None) -> Backbone:
     assert spec.from_published is not None
-    tensors = read_checkpoint(found.checkpoint)
+    tensors = _read_all(spec, found)
     try:
         backbone = spec.from_published(tensors, found.config, num_layers=num_layers)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # TypeError: from a config's values
@@ -348,6 +417,20 @@ def _build_published(spec: BackboneSpec, found: _Found, num_layers: int | None) 
     backbone.weights_source = found.source
     check_fingerprint(backbone)
     return backbone
+
+
+def _read_all(spec: BackboneSpec, found: _Found) -> Mapping[str, Tensor]:
+    """Official name -> tensor, over all checkpoints of the model, mapped into memory."""
+    tensors = read_checkpoint(mapped_file(spec, found.checkpoint))
+    if not found.further:
+        return tensors
+    merged = dict(tensors)  # maps, so that nothing is read
+    for prefix, path in found.further.items():
+        for name, tensor in read_checkpoint(mapped_file(spec, path)).items():
+            if prefix + name in merged:
+                raise WeightsError(f"{found.checkpoint} and {path} both hold '{prefix + name}'")
+            merged[prefix + name] = tensor
+    return merged
 
 
 def _declared_rate(found: _Found) -> int | None:

@@ -28,6 +28,9 @@ from audiation.store import FeatureStore
 from audiation.tasks import TASKS, Task
 
 
+COMPANY_CLIPS = 256  # in a batch of jukemir, where features depend on it
+
+
 @dataclass(frozen=True)
 class SplitVectors:
     """What is stored of one split.
@@ -144,7 +147,7 @@ def extract_features(
         store_dir or cache_dir("features"),
         layers=list(layers),
         clip_seconds=task.clip_seconds,
-        batch_size=batch_size,
+        batch_size=COMPANY_CLIPS if backbone.mixes_batch else batch_size,
         workers=workers,
         progress=progress,
     )

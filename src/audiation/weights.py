@@ -1,7 +1,7 @@
-"""Official weights as facts and files: where they live, how to read them safely, how to tell them apart.
+"""Official weights as facts and files: where they live, how to tell them apart, and how names are spelt in them.
 
-This module knows no backbone; `loading.py` brings the two together. A checkpoint is data from strangers:
-it is never unpickled with code, and all that is wrong with it is a `WeightsError` that names the file.
+This module knows no backbone; `loading.py` brings the two together, `official_files.py` gets the files, `checkpoints/`
+reads them. A checkpoint is data from strangers: all that is wrong with it is a `WeightsError` that names the file.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,12 +20,35 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from audiation.checkpoints import (
+    CHECKPOINT_SUFFIXES,
+    CheckpointTensors,
+    WeightsError,
+    file_sha256,
+    read_checkpoint,
+)
+
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "NotOnHubError",
+    "OfficialFile",
+    "OfficialWeights",
+    "UnverifiedWeightsWarning",
+    "WeightsError",
+    "check_tensors",
+    "fetch",
+    "file_sha256",
+    "find_checkpoint",
+    "fuse_weight_norm",
+    "normalise_weight_norm",
+    "read_checkpoint",
+    "read_config",
+    "strip_prefix",
+    "tensors_hash",
+    "verify_file",
+]
+
 ALLOW_UNVERIFIED_VARIABLE = "AUDIATION_ALLOW_UNVERIFIED_HASH"
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be used. The message names the file, the reason, and what to do next."""
 
 
 class NotOnHubError(WeightsError):
@@ -45,8 +66,9 @@ class OfficialFile:
     repo_id: of the Hub; "" where the file is elsewhere.
     url: address of a file that is not on the Hub.
     package: name==version of a Python package whose wheel this is.
-    member: what is meant of an archive: a path in it, or the beginning of several.
-    size_bytes, sha256: None where nobody whom we can name has recorded them.
+    member: what is meant of a zip archive (a wheel is one): the path of a file, or of a folder, with "/" at its end.
+    size_bytes, sha256: of the file as published, so of the archive where there is a member. None where nobody whom we
+        can name has recorded them.
     hash_source: who vouches for size and hash. "spec": the content was rebuilt and matched, so a mismatch
         is final. "third-party": read in public records only, so a user may override a mismatch, loudly.
     mismatch_hint: what a mismatch most likely means, added to the message.
@@ -83,6 +105,10 @@ class OfficialWeights:
         a checkpoint is given; a JSON beside a checkpoint that says otherwise is another model's and refused.
     licence, licence_note: of the weights; shown once per machine.
     revision: git revision on the Hub; None: its main branch.
+    further: prefix -> another checkpoint whose tensors come to those of the first, under names with that prefix.
+    not_in_hash: fields of the config that change how the model is computed, and nothing of what.
+    unneeded: regular expression of the beginning of official names that no forward pass reads; a conversion to
+        safetensors leaves them out (state of optimisers, unused blocks). "" keeps all.
     """
 
     checkpoint: OfficialFile
@@ -91,19 +117,27 @@ class OfficialWeights:
     licence_note: str = ""
     default_config: Mapping[str, Any] = field(default_factory=dict)
     revision: str | None = None
+    further: Mapping[str, OfficialFile] = field(default_factory=dict)
+    not_in_hash: tuple[str, ...] = ()
+    unneeded: str = ""
+
+    def __post_init__(self) -> None:
+        assert "" not in self.further, f"a prefix for every further file beside {self.checkpoint.filename}"
+        re.compile(self.unneeded)
 
     @property
     def files(self) -> tuple[OfficialFile, ...]:
-        return (self.checkpoint,) if self.config is None else (self.checkpoint, self.config)
+        config = () if self.config is None else (self.config,)
+        return (self.checkpoint, *config, *self.further.values())
 
 
 # Getting files ---------------------------------------------------------------------------------------
 
 
 def fetch(file: OfficialFile, revision: str | None = None, local_files_only: bool = False) -> Path:
-    """The file from the Hugging Face cache, downloaded if need be (`HF_HOME` and `HF_HUB_OFFLINE` count).
+    """A file of the Hub from the Hugging Face cache, downloaded if need be (`HF_HOME` and `HF_HUB_OFFLINE` count).
 
-    Not verified here: see `verify_file`.
+    Not verified here: see `verify_file`. Files that may be elsewhere: `official_files.fetch_official`.
 
     Raises:
         NotOnHubError: the repository has no such file.
@@ -139,6 +173,8 @@ def verify_file(
     others: Mapping[str, str] | None = None,
 ) -> None:
     """Compare size and SHA-256 with what is known of the official file; nothing known: nothing compared.
+
+    Of a file with a member it is the archive that is compared, so `path` is the archive.
 
     allow_unverified_hash: accept a mismatch with a third-party record, with an `UnverifiedWeightsWarning`.
         The environment variable AUDIATION_ALLOW_UNVERIFIED_HASH=1 does the same.
@@ -192,7 +228,7 @@ def find_checkpoint(directory: Path, official_filename: str | None = None) -> Pa
             f"{directory} holds a sharded checkpoint ({shards[0].name}); no model here is published that "
             "way. Save its tensors into one model.safetensors."
         )
-    found = sorted(p for p in directory.iterdir() if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
+    found = sorted(p for p in directory.iterdir() if p.is_file() and p.name.endswith(CHECKPOINT_SUFFIXES))
     if len(found) == 1:
         return found[0]
     what = f"several checkpoints ({', '.join(p.name for p in found[:4])})" if found else "no checkpoint"
@@ -200,42 +236,7 @@ def find_checkpoint(directory: Path, official_filename: str | None = None) -> Pa
     raise WeightsError(f"{directory} holds {what}. Expected {wanted}; give the path of the file itself.")
 
 
-# Reading files ---------------------------------------------------------------------------------------
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor, on the CPU, memory-mapped where the format allows.
-
-    Reads safetensors and torch files (content decides, not the suffix), torch files with `weights_only=True`.
-    A dictionary below `state_dict` or `model` is unwrapped.
-
-    Raises:
-        WeightsError: missing, truncated, a web page or LFS pointer, a pickle that wants to run code, other
-            things than tensors, or nothing at all.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(512)
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    kind = _kind_of_file(path, head)
-    try:
-        if kind == "zip":
-            _check_sums(path)
-        if kind == "safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's remarks on pickle protocols help nobody here
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
-    except (
-        Exception
-    ) as error:  # bytes from strangers: whatever goes wrong in decoding them is the file's fault
-        raise WeightsError(f"cannot read {path}: {_why_unreadable(error)}") from error
-    return _only_tensors(path, content)
+# Configs ----------------------------------------------------------------------------------------
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -247,79 +248,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise WeightsError(f"cannot read {path}: expected a JSON object, got {type(config).__name__}")
     return config
-
-
-def _kind_of_file(path: Path, head: bytes) -> Literal["zip", "pickle", "safetensors"]:
-    text = head.lstrip()
-    if not head:
-        reason = "it is empty"
-    elif path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
-        reason = "it is a torch file; name it .pt"
-    elif head.startswith(b"PK\x03\x04"):
-        if zipfile.is_zipfile(path):
-            return "zip"
-        reason = "it is truncated: the end of the zip archive is missing. Fetch it again"
-    elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32:
-        return "safetensors"
-    elif head[0] == 0x80:
-        return "pickle"
-    elif text.startswith(b"version https://git-lfs"):
-        reason = "it is a Git LFS pointer, not the file it points to. Fetch it again with `hf download`"
-    elif text.startswith(b"<"):
-        reason = "it is a web page saved under this name. Fetch it again with `hf download`"
-    else:
-        reason = "it is neither a safetensors nor a torch file"
-    raise WeightsError(f"cannot read {path}: {reason}")
-
-
-def _check_sums(path: Path) -> None:
-    """Compare every record of a torch file with its CRC, which torch writes but does not read."""
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"the checksum of {damaged} differs. Fetch it again")
-
-
-def _why_unreadable(error: Exception) -> str:
-    text = str(error)
-    if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to load it unsafely
-        wanted = re.search(r"(?:GLOBAL|[Ii]mport)\s+`?([\w.]+\.\w+)", text)
-        what = f" ({wanted[1]})" if wanted else ""
-        return (
-            f"it is damaged, or holds more than plain tensors{what}. Nothing was executed. "
-            "Use the file published for inference (pytorch_model.bin, model.safetensors)"
-        )
-    first = text.strip().splitlines()[0] if text.strip() else "no reason given"
-    return f"it is truncated, damaged or no checkpoint ({type(error).__name__}: {first[:200]})"
-
-
-def _only_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    where = "top level"
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content, where = content[wrapper], f"'{wrapper}'"
-            break
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, expected a dictionary of tensors")
-    if not content:
-        raise WeightsError(f"{path} holds no tensors (its {where} is empty)")
-    tensors: dict[str, Tensor] = {}
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"{path} is no plain checkpoint: {name!r} in its {where} is a {type(value).__name__}, "
-                "expected a tensor (tensors may also lie below 'state_dict' or 'model')"
-            )
-        if (
-            value.layout is not torch.strided
-            or value.is_quantized
-            or value.is_complex()
-            or value.device.type != "cpu"
-        ):
-            raise WeightsError(
-                f"{path}: '{name}' is sparse, quantised, complex or without data; dense real tensors are read"
-            )
-        tensors[name] = value.detach()
-    return tensors
 
 
 # Spelling and identity -------------------------------------------------------------------------------
@@ -382,7 +310,7 @@ def fuse_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Refuse tensors whose names or shapes are not those of `expected` (its values are not read).
+    """Refuse tensors whose names or shapes are not those of `expected`. No values are read.
 
     Raises:
         WeightsError: names the first missing, unexpected and mis-shaped tensors.
@@ -390,9 +318,9 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
     misshaped = [
-        f"'{name}' is {tuple(tensors[name].shape)}, expected {tuple(expected[name].shape)}"
+        f"'{name}' is {_shape(tensors, name)}, expected {tuple(expected[name].shape)}"
         for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
+        if name in tensors and _shape(tensors, name) != tuple(expected[name].shape)
     ]
     found = [("missing", [f"'{n}'" for n in missing]), ("unexpected", [f"'{n}'" for n in unexpected])]
     problems = [
@@ -404,9 +332,9 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         raise WeightsError(f"these tensors are not {what}: {'; '.join(problems)}")
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Without reading the tensor where that is possible."""
+    return tensors.infos[name].shape if isinstance(tensors, CheckpointTensors) else tuple(tensors[name].shape)
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         max_seconds: length the model was trained for; longer audio is cut into chunks of this length.
             None: any length at once.
         normalisation: what `forward` does to the level of its input, stored with features.
+        mixes_batch: True: what `forward` gives for a clip depends on the other clips of its batch.
         accepts_padding: False: `forward` refuses unequal lengths in a batch (group norm, whole-clip statistics).
         first_frame_seconds: centre of frame 0.
         stem: waveform -> projected frames, or None.
@@ -121,6 +122,7 @@ class Backbone(nn.Module):
     max_seconds: float | None
     normalisation: Normalisation
     accepts_padding: bool
+    mixes_batch: bool = False
     first_frame_seconds: float = 0.0
     stem: nn.Module | None
     local_stem: LocalStem | None = None
@@ -302,7 +304,8 @@ class BackboneSpec:
     weights: where official weights live (`weights.OfficialWeights`), or None.
     conventions: how clips may be cut and normalised: "default" is ours, others are called after the protocol that had
         them.
-    has_encoder: whether it has blocks with sockets, so that it can be cut and takes every method.
+    has_encoder: whether it has blocks with sockets, so that it takes every method.
+    has_blocks: whether it has blocks, of which the first can be kept, although without sockets.
     published_names: systems in the published results that are this representation, as printed there.
     pretraining: of the official weights; None where there are none, or nothing was learnt.
     paper: where the model was published; "" where the notes or nobody says.
@@ -321,12 +324,18 @@ class BackboneSpec:
     published_parameters: int | None = None
     recommended_layer: int | None = None
     has_encoder: bool = True
+    has_blocks: bool = False
     conventions: tuple[str, ...] = ("default",)
     published_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     pretraining: Pretraining | None = None
     paper: str = ""
     outline: Callable[[], Backbone] | None = None
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `num_layers` may be less than all."""
+        return self.has_encoder or self.has_blocks
 
 
 BACKBONES: Registry[BackboneSpec] = Registry("backbone", "audiation.backbones")

@@ -97,7 +97,7 @@ def untouched(what: str, before: dict[str, Any]) -> None:
 @contract("building leaves everything else alone")
 def _building_is_pure(subject: Subject) -> None:
     before = _state_before()
-    build_small(subject.spec, num_layers=subject.backbone.num_layers if subject.spec.has_encoder else None)
+    build_small(subject.spec, num_layers=subject.backbone.num_layers if subject.spec.can_be_cut else None)
     untouched("building", before)
 
 
@@ -111,7 +111,7 @@ def _running_is_pure(subject: Subject) -> None:
 @contract("the generator decides the weights")
 def _generator(subject: Subject) -> None:
     spec = subject.spec
-    layers = subject.backbone.num_layers if spec.has_encoder else None
+    layers = subject.backbone.num_layers if spec.can_be_cut else None
     ours, again = subject.backbone.state_dict(), build_small(spec, 0, layers).state_dict()
     differing = [k for k in ours if k not in again or not torch.equal(ours[k], again[k])]
     if spec.from_published is None:
@@ -141,15 +141,15 @@ def _generator(subject: Subject) -> None:
 @contract("it can be cut to its first blocks")
 def _cut(subject: Subject) -> str | None:
     spec = subject.spec
-    if not spec.has_encoder or spec.from_published is None:
+    if not spec.can_be_cut or spec.from_published is None:
         raise NotAskedError(
-            "it has no blocks to cut" if not spec.has_encoder else "it is always built as a whole"
+            "it has no blocks to cut" if not spec.can_be_cut else "it is always built as a whole"
         )
     one = build_small(spec, 0, 1).eval()
-    assert one.encoder is not None
+    blocks = 1 if one.encoder is None else len(one.encoder.blocks)
     require(
-        one.num_layers == 1 and len(one.encoder.blocks) == 1,
-        f"`build(num_layers=1)` gives num_layers={one.num_layers} and {len(one.encoder.blocks)} blocks.",
+        one.num_layers == blocks == 1,
+        f"`build(num_layers=1)` gives num_layers={one.num_layers} and {blocks} blocks.",
     )
     given = sorted(run(one, subject.clips).layers)
     require(given == [0, 1], f"cut to one block it gives layers {given}, expected [0, 1].")

@@ -47,7 +47,7 @@ def build_small(spec: BackboneSpec, seed: int = 0, num_layers: int | None = None
     if spec.from_published is None:
         return spec.build()
     generator = torch.Generator().manual_seed(seed)
-    if not spec.has_encoder:
+    if not spec.can_be_cut:
         return spec.build(num_layers=None, generator=generator)
     if num_layers is None:
         whole = spec.outline() if spec.outline is not None else spec.build(generator=torch.Generator())

@@ -17,14 +17,14 @@ from audiation.recipes.tables import (
 )
 from audiation.run import Run
 
-# As printed -> our backbone; some have no file in the zoo yet.
+# As printed -> our backbone.
 BACKBONES_AS_PRINTED = {
     "CHROMA": "chroma",
     "MFCC": "mfcc",
     "CHOI": "choi",
-    "MUSICNN": "musicnn",
+    "MUSICNN": "musicnn-msd-big",
     "CLMR": "clmr",
-    "JUKEBOX": "jukebox",
+    "JUKEBOX": "jukebox-5b",
 }
 TASKS_AS_PRINTED = {
     ("tagging", "mtt"): "mtt",

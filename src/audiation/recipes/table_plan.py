@@ -12,12 +12,13 @@ from audiation.backbones import BACKBONES, Backbone
 from audiation.cache import cache_dir
 from audiation.datasets import DATASETS
 from audiation.loading import show_licence_once
+from audiation.official_files import fetch_official
 from audiation.probe_evaluation import plan_search
 from audiation.protocols import PROTOCOLS, Protocol
 from audiation.recipes.base import kept_result, result_name
 from audiation.run import Run
 from audiation.tasks import TASKS
-from audiation.weights import OfficialWeights, WeightsError, fetch
+from audiation.weights import OfficialWeights, WeightsError
 
 ObstacleKind = Literal["backbone not in the zoo", "data set not found", "weights not at hand"]
 
@@ -113,7 +114,7 @@ def fetch_weights(plan: Plan) -> Plan:
         show_licence_once(spec)
         try:
             for file in official.files:
-                fetch(file, official.revision)
+                fetch_official(file, official.revision)
         except WeightsError as error:
             refused[name] = str(error)
     return Plan(
@@ -222,7 +223,7 @@ def _look_for_weights(name: str) -> tuple[Obstacle | None, bool]:
     repository = official.checkpoint.repo_id
     try:
         for file in official.files:
-            fetch(file, official.revision, local_files_only=True)
+            fetch_official(file, official.revision, local_files_only=True)
     except WeightsError:
         if not constants.HF_HUB_OFFLINE:
             return None, True

@@ -69,24 +69,24 @@ SEPARATION = tuple(
     Column("source_separation", "musdb18", f"sdr_{stem}") for stem in ("vocals", "drums", "bass", "other")
 )
 
-# As printed -> our backbone; some have no file in the zoo yet.
+# As printed -> our backbone.
 SYSTEMS_CHAPTER_4 = {
-    "Hubert base": "hubert-base",
-    "Hubert": "hubert-base",
-    "MuHubert base": "music-hubert",
-    "k=2000 MFCC dim=39": "music-hubert",
+    "Hubert base": "hubert-base-ls960",
+    "Hubert": "hubert-base-ls960",
+    "MuHubert base": "musichubert",
+    "k=2000 MFCC dim=39": "musichubert",
     "data2vec audio base": "data2vec-audio-base",
     "data2vec": "data2vec-audio-base",
-    "Music2vec vanilla": "map-music2vec",
-    "vanilla": "map-music2vec",
+    "Music2vec vanilla": "music2vec",
+    "vanilla": "music2vec",
 }
 SYSTEMS_CHAPTER_5 = {
-    "MusiCNN": "musicnn",
+    "MusiCNN": "musicnn-msd-big",
     "CLMR": "clmr",
-    "Jukebox-5B": "jukebox",
+    "Jukebox-5B": "jukebox-5b",
     "MULE": "mule",
-    "HuBERT-base^music": "music-hubert",
-    "data2vec-base^music": "map-music2vec",
+    "HuBERT-base^music": "musichubert",
+    "data2vec-base^music": "music2vec",
     "MERT-95M^K-means": "mert-v0",
     "MERT-95M-public^K-means": "mert-v0-public",
     "MERT-95M^RVQ-VAE": "mert-v1-95m",
@@ -103,11 +103,11 @@ SYSTEMS_ABLATIONS = {
     "in_batch_mixup_probability=0.5": "mert-v1-95m",
 }
 SYSTEMS_CHAPTER_6 = {
-    "MusiCNN": "musicnn",
+    "MusiCNN": "musicnn-msd-big",
     "CLMR": "clmr",
-    "Jukebox-5B": "jukebox",
+    "Jukebox-5B": "jukebox-5b",
     "MULE": "mule",
-    "Music2Vec": "map-music2vec",
+    "Music2Vec": "music2vec",
     "MERT-v0-95M": "mert-v0",
     "MERT-v0-95M-public": "mert-v0-public",
     "MERT-v1-95M": "mert-v1-95m",
