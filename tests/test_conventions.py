@@ -1,6 +1,5 @@
 """How clips are cut and normalised: part of a protocol, of what is stored, and of who shares a batch."""
 
-
 import numpy as np
 import pytest
 import soundfile

@@ -7,7 +7,7 @@ from torch import nn
 from audiation.backbones import BACKBONES
 from audiation.backbones.base import Backbone, HiddenStates
 from audiation.loading import load_backbone
-from audiation.model_cost import count_gflop, new_counter
+from audiation.model_cost import cost_line, count_gflop, new_counter
 
 
 class Counted(Backbone):
@@ -137,3 +137,12 @@ def test_clips_that_are_too_short_and_models_in_training():
         count_gflop(Counted(), 0.01)
     with pytest.raises(ValueError, match="in training mode"):
         count_gflop(Counted().train(), 1.0)
+
+
+def test_the_cost_is_said_in_words_before_it_is_spent():
+    jukebox = BACKBONES["jukebox-5b"].outline().eval()
+    line = cost_line(jukebox, 36)
+    assert line.startswith(
+        "jukebox-5b up to layer 36: 41 TFLOP for 23.8 s of audio, 6.2e+03 TFLOP for an hour"
+    )
+    assert cost_line(jukebox, 36, at_least_gflop=1e6) == "" and cost_line(BACKBONES["mfcc"].build(), 0) == ""

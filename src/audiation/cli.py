@@ -14,6 +14,7 @@ from audiation.compare_commands import compare_features
 from audiation.leaderboard_commands import leaderboard
 from audiation.profile_commands import profile_layers
 from audiation.reproduce_commands import reproduce
+from audiation.tag_commands import tag
 
 Kind = Literal["backbones", "tasks", "datasets", "methods", "protocols", "objectives"]
 
@@ -349,7 +350,8 @@ def demo(workers: int = 2, full_grid: bool = False) -> None:
     Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains 36 of the 216
     configurations of jukemir's grid for key and for timbre on each, and prints one table; then adapts a small,
     untrained backbone with LoRA and compares it with a probe on the same one; then finds beats and chords in frames.
-    All results are a site that opens from disk. A second call reuses what is there.
+    Where the package index answers, the real MusiCNN is a third representation. All results are a site that opens from
+    disk. A second call reuses what is there.
 
     Args:
         workers: processes that render and extract.
@@ -470,6 +472,7 @@ def main() -> None:
                 "check-backbone": check_backbone,
                 "leaderboard": leaderboard,
                 "profile-layers": profile_layers,
+                "tag": tag,
                 "weights": weights,
                 "protocols": protocols,
                 "export-peft": export_peft,

@@ -22,6 +22,7 @@ from audiation.grid import GridProgress
 from audiation.layer_choices import parse_fixed
 from audiation.leaderboard import render_table
 from audiation.loading import load_backbone
+from audiation.model_cost import cost_line
 from audiation.music_files import find_music
 from audiation.output_places import require_writable_file
 from audiation.own_audio import AdaptReport, adapt, predict
@@ -72,6 +73,8 @@ def extract_with_progress(
     else:
         named = parse_fixed("+".join(layers), backbone.num_layers) if layers else ()
         wanted = set(named) or {default_layer(BACKBONES[backbone_name], backbone)}
+    if line := cost_line(backbone, max(wanted)):
+        console.print(line, highlight=False, soft_wrap=True)
     with new_progress(console) as bar:
         row = bar.add_task(f"{backbone_name}, layers {_ranges(sorted(wanted))}", total=None, detail="")
         report = extract(

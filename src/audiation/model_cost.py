@@ -69,6 +69,21 @@ def count_gflop(backbone: Backbone, seconds: float = 30.0, last_layer: int | Non
     return Cost(seconds, sum(counted[length] for length in pieces) / 1e9, len(pieces))
 
 
+def cost_line(backbone: Backbone, last_layer: int, at_least_gflop: float = 0.0) -> str:
+    """A sentence about what is going to be computed; "" where nothing can be counted, or less than that for a clip."""
+    seconds = backbone.max_seconds or 30.0
+    try:
+        cost = count_gflop(backbone, seconds, last_layer)
+    except ValueError:  # a model of somebody's own that cannot be counted is run all the same
+        return ""
+    if cost is None or cost.gflop < at_least_gflop:
+        return ""
+    return (
+        f"{backbone.name} up to layer {last_layer}: {cost.gflop / 1e3:.3g} TFLOP for {seconds:.3g} s of audio, "
+        f"{cost.gflop_per_second * 3.6:,.3g} TFLOP for an hour."
+    )
+
+
 def new_counter() -> FlopCounterMode:
     """torch's counter, which lacks the fused attention of CPUs."""
     return FlopCounterMode(

@@ -19,6 +19,7 @@ from audiation.backbones import Backbone
 from audiation.cache import cache_dir
 from audiation.grid import GridFit, GridProgress, train_grid
 from audiation.methods import parse_choices
+from audiation.model_cost import cost_line
 from audiation.probe import WEIGHTED_SUM, Layer, ProbeConfig, ProbeFit, ProbeSchedule
 from audiation.probe_scores import ValidationScorer, track_logits
 from audiation.protocols import Protocol
@@ -29,6 +30,8 @@ from audiation.stored_vectors import SplitVectors, extract_features, recommended
 from audiation.targets import ONE_OF_SEVERAL, ClipTarget, KeyTarget, clip_target
 from audiation.tasks import Task
 from audiation.windows import AGGREGATIONS, WINDOW_POLICIES, Aggregation
+
+LARGE_GFLOP = 10_000.0  # for a clip: what it costs is said before it is spent
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ def judge_probes(
             "a model that is written reads one layer, and this run may choose a weighted sum. Name a layer: "
             "--layer 7, or leave model_out out."
         )
+    if line := cost_line(backbone, max(search.layers), LARGE_GFLOP):
+        progress(EvaluationProgress("features", detail=line))
     features = extract_features(
         backbone,
         task,

@@ -27,7 +27,6 @@ from audiation.splits import Split, load_splits
 from audiation.store import FeatureStore
 from audiation.tasks import TASKS, Task
 
-
 COMPANY_CLIPS = 256  # in a batch of jukemir, where features depend on it
 
 
