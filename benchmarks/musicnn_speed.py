@@ -26,7 +26,7 @@ ASKED = 1.3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="one is disturbed least by whatever else runs")
     parser.add_argument("--turns", type=int, default=5, help="how often everything is timed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -44,7 +44,9 @@ def backbone(request) -> Backbone:
 @pytest.fixture(scope="module")
 def clips(backbone) -> torch.Tensor:
     """Two noisy tones, `(2, S)`."""
-    samples = max(round(CLIP_SECONDS * backbone.sample_rate_hz), backbone.min_samples)
+    samples = max(
+        round(CLIP_SECONDS * backbone.sample_rate_hz), backbone.min_samples + (backbone.hop_samples or 0)
+    )
     generator = np.random.default_rng(0)
     seconds = np.arange(samples) / backbone.sample_rate_hz
     tones = [np.sin(2 * np.pi * hz * seconds) + 0.1 * generator.normal(size=samples) for hz in (220, 523)]
