@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from audiation.backbones.mule import build, from_published, official_names, outline, slices_of
+from audiation.backbones.mule import build, from_published, outline, slices_of
+from audiation.backbones.mule_network import official_names
 from audiation.weights import WeightsError
 from detgen import recipe
 
