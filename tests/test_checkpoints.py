@@ -275,6 +275,16 @@ def test_work_that_few_bytes_ask_for_again_and_again_is_bounded(
         read_checkpoint(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_the_average_of_data2vecs_teacher_is_left_out_and_said(tmp_path: Path, new: bool):
+    weights = example()
+    content = {"model": {**weights, "_ema": {"half": weights["half"] * 2}}}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=new)
+    found = read_checkpoint(tmp_path / "x.pt")
+    assert set(found) == set(weights) and torch.equal(found["half"], weights["half"])
+    assert list(found.left_out) == ["_ema"]
+
+
 def test_other_files_of_torch_are_named(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/net.py"):

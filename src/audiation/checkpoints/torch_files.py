@@ -30,6 +30,8 @@ from audiation.checkpoints.tensors import (
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 WRAPPERS = ("state_dict", "model")
+# Dictionaries that training code keeps among the tensors of a model.
+NO_WEIGHTS = {"_ema": "the teacher of data2vec's training, a moving average of the weights"}
 LOCAL_HEADER_BYTES = 30
 
 
@@ -54,7 +56,7 @@ def read_zip(path: Path) -> CheckpointTensors:
     if place.num_bytes > MAX_PICKLE_BYTES:
         raise DamagedError("its pickle is too large")
     content = read_pickle(ByteRange(path, place.offset, place.num_bytes)).value
-    stored = plain_tensors(path, content)
+    stored, left_out = plain_tensors(path, content)
     for name, tensor in stored.items():
         record = places.get(f"{folder}data/{tensor.storage.key}")
         needed = tensor.storage.num_stored * tensor.storage.dtype.itemsize
@@ -73,7 +75,7 @@ def read_zip(path: Path) -> CheckpointTensors:
         empty = torch.empty(0, dtype=tensor.storage.dtype)
         return empty.set_(part, 0, tensor.shape, tensor.stride)  # type: ignore[call-overload]
 
-    return CheckpointTensors(path, {name: tensor.info for name, tensor in stored.items()}, read)
+    return CheckpointTensors(path, {name: tensor.info for name, tensor in stored.items()}, read, left_out)
 
 
 def read_legacy(path: Path) -> CheckpointTensors:
@@ -96,7 +98,7 @@ def read_legacy(path: Path) -> CheckpointTensors:
         raise DamagedError("it was written on a big-endian machine, or says nothing of its byte order")
     content = read_pickle(data, system.end)
     keys = read_pickle(data, content.end)
-    stored = plain_tensors(path, content.value)
+    stored, left_out = plain_tensors(path, content.value)
     places = _legacy_places(data, keys.value, keys.end, content.storages)
     for name, tensor in stored.items():
         if tensor.storage.key not in places:
@@ -105,10 +107,17 @@ def read_legacy(path: Path) -> CheckpointTensors:
     def read(name: str) -> Tensor:
         return _read_strided(data, places[stored[name].storage.key], stored[name])
 
-    return CheckpointTensors(path, {name: tensor.info for name, tensor in stored.items()}, read)
+    return CheckpointTensors(path, {name: tensor.info for name, tensor in stored.items()}, read, left_out)
 
 
-def plain_tensors(path: Path, content: Any) -> dict[str, StoredTensor]:
+class PlainTensors(NamedTuple):
+    """A state dict, and why parts of it are none."""
+
+    tensors: dict[str, StoredTensor]
+    left_out: dict[str, str]
+
+
+def plain_tensors(path: Path, content: Any) -> PlainTensors:
     """The state dict in what a file holds: itself, or what lies below `state_dict` or `model`.
 
     Raises WeightsError for other things than dense real tensors.
@@ -122,6 +131,8 @@ def plain_tensors(path: Path, content: Any) -> dict[str, StoredTensor]:
         raise WeightsError(f"{path} holds a {_kind(content)}, expected a dictionary of tensors")
     if not content:
         raise WeightsError(f"{path} holds no tensors (its {where} is empty)")
+    left_out = {name: why for name, why in NO_WEIGHTS.items() if isinstance(content.get(name), Mapping)}
+    content = {name: value for name, value in content.items() if name not in left_out}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, (StoredTensor, OtherTensor)):
             shown = repr(name) if isinstance(name, (str, int)) else "a key"
@@ -133,7 +144,7 @@ def plain_tensors(path: Path, content: Any) -> dict[str, StoredTensor]:
             raise WeightsError(
                 f"{path}: '{name}' is sparse, quantised, complex or without data; dense real tensors are read"
             )
-    return dict(content)
+    return PlainTensors(content, left_out)
 
 
 def _kind(value: Any) -> str:
