@@ -35,6 +35,14 @@ def no_network():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Nothing is written into the cache directory of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUDIATION_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def real_metadata() -> Path:
     """Folder with official split and annotation files, laid out as `datasets.metadata` says."""

@@ -548,7 +548,7 @@ def test_a_probe_that_was_written_answers_as_its_run_did(
         loaded.max_seconds = max_seconds or loaded.max_seconds
         return loaded
 
-    monkeypatch.setattr("audiation.evaluation.load_backbone", load)
+    monkeypatch.setattr("audiation.stored_vectors.load_backbone", load)
     monkeypatch.setattr("audiation.adapters.load_backbone", load)
     given: list[torch.Tensor] = []
     answer = probe_evaluation.track_logits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -43,9 +44,9 @@ def _backbones(commercial: bool) -> tuple[list[list[str]], list[str]]:
     from audiation.cards import card_of
 
     rows = []
-    for name in BACKBONES:
-        if commercial and not BACKBONES[name].commercial_use:
-            continue
+    names = [name for name in BACKBONES if BACKBONES[name].commercial_use or not commercial]
+    costs = _gflop_texts(names)
+    for name in names:
         card = card_of(name)
         lines = {line.label: line.text for line in card.lines()}
         learned = card.pretrain_data + (f" ({card.pretrain_hours:,g} h)" if card.pretrain_hours else "")
@@ -55,7 +56,7 @@ def _backbones(commercial: bool) -> tuple[list[list[str]], list[str]]:
                 card.summary,
                 f"{card.parameters:,}" if card.parameters else "-",
                 f"{card.dim:,}",
-                gflop_text(name),
+                costs[name],
                 methods_text(name),
                 learned,
                 lines["frames"],
@@ -76,6 +77,23 @@ def _backbones(commercial: bool) -> tuple[list[list[str]], list[str]]:
         "commercial use",
     ]
     return rows, columns
+
+
+def _gflop_texts(names: Sequence[str]) -> dict[str, str]:
+    """Counting takes seconds for so many models, so it is done once for a version of the code."""
+    from audiation.cache import cache_dir, keep_text
+    from audiation.provenance import sources_sha256
+
+    path = cache_dir("costs", f"{sources_sha256()[:16]}.json")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    known = {n: kept[n] for n in names if isinstance(kept, dict) and isinstance(kept.get(n), str)}
+    if missing := [name for name in names if name not in known]:
+        known |= {name: gflop_text(name) for name in missing}
+        keep_text(path, json.dumps(known))
+    return known
 
 
 def gflop_text(name: str) -> str:

@@ -77,7 +77,7 @@ def current_code() -> dict[str, str]:
     """
     return {
         "version": _package_version(),
-        "sources_sha256": _sources_sha256(),
+        "sources_sha256": sources_sha256(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         **_git_state(Path(__file__).parent),
@@ -96,7 +96,7 @@ def _package_version() -> str:
 
 
 @functools.cache
-def _sources_sha256() -> str:
+def sources_sha256() -> str:
     """Of every source file of the package, with its name."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
