@@ -11,10 +11,13 @@ from audiation.backbones.base import HiddenStates
 from audiation.backbones.choi import python2_shuffle
 from audiation.extraction import extract
 from audiation.loading import convention_of, load_backbone
+from audiation.probe_evaluation import judge_probes
+from audiation.profile_layers import profile_layers
 from audiation.protocols import PROTOCOLS
 from audiation.run import Run
 from audiation.store import FeatureStore
 from audiation.stored_vectors import load_for_run
+from audiation.tasks import TASKS
 
 RATE_HZ = 12_000
 
@@ -90,6 +93,9 @@ def test_features_that_depend_on_company_are_made_anew_with_it(files, tmp_path):
     assert (again.num_done, again.num_resumed) == (0, 3)
     grown = extract(files, choi, tmp_path / "store", batch_size=8)
     assert (grown.num_done, grown.num_resumed) == (5, 0)
+    again = extract(files[:3], choi, tmp_path / "store", batch_size=8)
+    assert (again.num_done, again.num_resumed) == (0, 3)  # each company has a table of its own
+    assert extract(files[:3], choi, tmp_path / "store", batch_size=2).num_done == 3  # another company
     whole = extract(files, choi, tmp_path / "other", batch_size=8)
     torch.testing.assert_close(stored(grown, files), stored(whole, files), atol=0, rtol=0)
 
@@ -133,3 +139,48 @@ def test_every_convention_of_the_registry_can_be_chosen():
             model.use_convention(convention)
         with pytest.raises(ValueError, match="convention"):
             model.use_convention("nobody's")
+
+
+def test_a_bad_file_does_not_make_the_others_anew_at_every_call(files, tmp_path):
+    (tmp_path / "music" / "bad.wav").write_bytes(b"RIFF, and then nothing")
+    choi = load_backbone("choi", "random", convention="jukemir")
+    first = extract(tmp_path / "music", choi, tmp_path / "store", batch_size=8)
+    assert (first.num_done, len(first.failures)) == (5, 1)
+    again = extract(tmp_path / "music", choi, tmp_path / "store", batch_size=8)
+    assert (again.num_done, again.num_resumed, len(again.failures)) == (0, 5, 1)
+
+
+def test_a_window_keeps_its_length_although_its_end_is_not_heard(tmp_path):
+    noise = np.random.default_rng(0).standard_normal(31 * RATE_HZ) * 0.1
+    soundfile.write(tmp_path / "long.wav", noise, RATE_HZ, subtype="FLOAT")
+    choi = load_backbone("choi", "random", convention="jukemir")
+    report = extract(tmp_path / "long.wav", choi, tmp_path / "store", batch_size=8)
+    with FeatureStore.open(report.table) as store:
+        (keys,) = store.keys_by_file(30.0).values()
+        assert [info.duration_seconds for info in store.infos(keys)] == pytest.approx([30.0, 1.0])
+
+
+def test_a_model_that_hears_windows_alone_is_not_written_where_others_are_heard(tmp_path):
+    run = Run("choi", "scores-key", protocol="jukemir", weights="random", train="batch_size=64")
+    task = TASKS["scores-key"]
+    with pytest.raises(
+        ValueError, match="under the convention 'jukemir' what choi hears depends on other clips"
+    ):
+        judge_probes(
+            load_for_run(run), task, PROTOCOLS["jukemir"], {}, "", run, store_dir=None, batch_size=1, workers=0,
+            device="cpu", progress=lambda p: None, model_out=tmp_path,
+        )  # fmt: skip
+
+
+def test_a_profile_has_the_convention_of_its_protocol(monkeypatch):
+    seen = []
+
+    def stop(run, device):
+        seen.append(load_for_run(run).convention)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("audiation.profile_layers.load_for_run", stop)
+    for protocol in ("jukemir-single", "marble-constrained"):
+        with pytest.raises(ValueError, match="enough"):
+            profile_layers("clmr", ["gtzan_genre"], protocol=protocol, weights="random")
+    assert seen == ["jukemir", "default"]

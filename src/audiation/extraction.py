@@ -7,6 +7,7 @@ parameters it runs in this process while workers decode; a backbone without (chr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -148,6 +149,10 @@ def extract(
         )
     policy = ChunkPolicy(chunk_seconds) if chunk_seconds is not None else ChunkPolicy.of(backbone)
     spec = _table_spec(backbone, policy, pooling, layers)
+    company = _company(found, batch_size) if backbone.mixes_batch else None
+    if company is not None:  # another company gives other features: a table of their own
+        found = company.files
+        spec = replace(spec, weights_hash=f"{spec.weights_hash}~{company.digest[:12]}")
     chunks_per_window = _check_cut(backbone, policy, pooling, clip_seconds)
     in_workers = workers > 0 and next(backbone.parameters(), None) is None
     worker_threads = _worker_threads(workers, threads, in_workers)
@@ -168,8 +173,8 @@ def extract(
             divides_by_file_peak=backbone.normalisation == "file-peak",
         )
         model = Model(backbone, policy, store.spec, clip_seconds, batch_size)
-        if backbone.mixes_batch:
-            found = _in_fixed_company(found, store, clip_seconds)
+        if company is not None:
+            company.begin_anew_unless_whole(store, clip_seconds)
         run = _Run(store, clip_seconds, found, progress, on_failure, started)
         for folder, reason in found.problems:
             run.fail(folder, reason)
@@ -316,19 +321,41 @@ class _Run:
             self.progress(self.state)
 
 
-def _in_fixed_company(found: FoundFiles, store: FeatureStore, clip_seconds: float | None) -> FoundFiles:
-    """The files in jukemir's order, for features that depend on the batch. Where any of them lacks features, those of
-    all are made anew: what was stored of some had another company."""
-    digests = []
-    for path in found.files:
+@dataclass(frozen=True)
+class _Company:
+    """Files whose features depend on each other, in jukemir's order.
+
+    digests: path -> hash of its content, of those that could be read. digest: of all of them in this order, and of the
+        size of a batch.
+    """
+
+    files: FoundFiles
+    digests: dict[Path, str]
+    digest: str
+
+    def begin_anew_unless_whole(self, store: FeatureStore, clip_seconds: float | None) -> None:
+        """Discard everything where something is missing that did not fail: a part cannot be made apart."""
+        failed = {failure.path for failure in store.failures()}
+        missing = [
+            path
+            for path, digest in self.digests.items()
+            if not store.is_complete(digest, clip_seconds) and printable(path) not in failed
+        ]
+        if missing:
+            for digest in self.digests.values():
+                store.discard(digest, clip_seconds)
+
+
+def _company(found: FoundFiles, batch_size: int) -> _Company:
+    files = replace(found, files=tuple(python2_shuffle(sorted(found.files), 0)))
+    digests: dict[Path, str] = {}
+    for path in files.files:
         try:
-            digests.append(content_hash(path))
+            digests[path] = content_hash(path)
         except AudioError:  # said where the file is read
             continue
-    if not all(store.is_complete(digest, clip_seconds) for digest in digests):
-        for digest in digests:
-            store.discard(digest, clip_seconds)
-    return replace(found, files=tuple(python2_shuffle(sorted(found.files), 0)))
+    text = " ".join([str(batch_size), *digests.values()])
+    return _Company(files, digests, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _table_spec(

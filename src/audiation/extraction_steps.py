@@ -154,6 +154,7 @@ class Model:
     batch_size: int
 
     def rows(self, job: Job, windows: Windows) -> Rows:
+        num_samples = windows.samples.shape[1]
         with torch.inference_mode():
             states = run_clip(
                 self.backbone,
@@ -163,13 +164,19 @@ class Model:
                 reduce="mean" if self.spec.pooling == "mean" else None,
                 batch_size=self.batch_size,
             )
-        return self.as_rows(job, windows, {i: x.float().numpy() for i, x in states.layers.items()}, states)
+        layers = {i: x.float().numpy() for i, x in states.layers.items()}
+        return self.as_rows(job, windows, num_samples, layers, states)
 
     def as_rows(
-        self, job: Job, windows: Windows, layers: Mapping[int, np.ndarray], states: HiddenStates
+        self,
+        job: Job,
+        windows: Windows,
+        num_samples: int,
+        layers: Mapping[int, np.ndarray],
+        states: HiddenStates,
     ) -> Rows:
-        """layers: `(n, T, D)` of these windows alone; states: whose frames they are."""
-        rate, num_samples = self.backbone.sample_rate_hz, windows.samples.shape[1]
+        """num_samples: of each of these windows; layers: `(n, T, D)` of them alone; states: whose frames they are."""
+        rate = self.backbone.sample_rate_hz
         rows = [
             FeatureRow(
                 job.content_hash,
@@ -185,7 +192,7 @@ class Model:
             )
             for n, start_seconds in enumerate(windows.starts_seconds)
         ]
-        return Rows(rows, windows.samples.size / rate, windows.fraction)
+        return Rows(rows, len(rows) * num_samples / rate, windows.fraction)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,12 @@ def judge_probes(
             "a model that is written reads one layer, and this run may choose a weighted sum. Name a layer: "
             "--layer 7, or leave model_out out."
         )
+    if model_out is not None and (backbone.mixes_batch or backbone.normalisation == "file-peak"):
+        raise ValueError(
+            f"under the convention '{backbone.convention}' what {backbone.name} hears depends on other clips or on the "
+            f"whole file, and a model that is written hears windows by themselves. Leave model_out out, or use another "
+            f"protocol than {protocol.name}."
+        )
     if line := cost_line(backbone, max(search.layers), LARGE_GFLOP):
         progress(EvaluationProgress("features", detail=line))
     features = extract_features(

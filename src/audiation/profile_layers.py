@@ -28,7 +28,6 @@ from audiation.layer_choices import (
     parse_fixed,
     select_greedily,
 )
-from audiation.loading import load_backbone
 from audiation.probe import check_classes
 from audiation.probe_evaluation import aggregation_rules, plan_search
 from audiation.probe_scores import ValidationScorer
@@ -36,7 +35,7 @@ from audiation.protocols import PROTOCOLS, Protocol
 from audiation.results import current_versions
 from audiation.run import Run
 from audiation.splits import Split, load_splits
-from audiation.stored_vectors import SplitVectors, StoredFeatures, extract_features
+from audiation.stored_vectors import SplitVectors, StoredFeatures, extract_features, load_for_run
 from audiation.targets import clip_target
 from audiation.tasks import TASKS, Task
 
@@ -182,9 +181,7 @@ def profile_layers(
         backbone=backbone, task=tasks[0], protocol=protocol, weights=weights, num_layers=num_layers,
         precision=precision, train=train, seed=seed,
     )  # fmt: skip
-    model = load_backbone(
-        backbone, weights, num_layers=num_layers, seed=seed, precision=precision, device=device
-    )
+    model = load_for_run(run, device)
     wanted = parse_fixed(layers, model.num_layers)
     selection = _selection(choose, model)
     plan_search(

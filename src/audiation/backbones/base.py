@@ -97,6 +97,7 @@ class Backbone(nn.Module):
         max_seconds: length the model was trained for; longer audio is cut into chunks of this length.
             None: any length at once.
         normalisation: what `forward` does to the level of its input, stored with features.
+        hears_samples: what lies behind so many samples of a clip is never looked at; None: everything is.
         mixes_batch: True: what `forward` gives for a clip depends on the other clips of its batch.
         accepts_padding: False: `forward` refuses unequal lengths in a batch (group norm, whole-clip statistics).
         first_frame_seconds: centre of frame 0.
@@ -122,6 +123,7 @@ class Backbone(nn.Module):
     max_seconds: float | None
     normalisation: Normalisation
     accepts_padding: bool
+    hears_samples: int | None = None
     mixes_batch: bool = False
     first_frame_seconds: float = 0.0
     stem: nn.Module | None

@@ -59,6 +59,7 @@ class Choi(Backbone):
     frame_rate_hz = hop_samples = None
     num_layers, dim = 0, len(POOLS) * CHANNELS
     min_samples = FFT_SAMPLES
+    hears_samples = CLIP_SAMPLES
     max_seconds = None  # clips of any length are taken, of which the first 29 s are heard
     normalisation = "none"
     accepts_padding = True

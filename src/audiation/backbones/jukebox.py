@@ -59,7 +59,7 @@ class Jukebox(Backbone):
     Clips of at most 23.777 s (8192 codes) are heard at once; a shorter one runs the first positions only, and gives
     what the same positions of a longer one would, as far as its codes are the same. Two conventions:
 
-    "default": each clip is divided by its own peak.
+    "default": each piece that is heard at once is divided by its own peak.
     "jukemir": as the published vectors were made. A clip is a whole file, divided by the peak of that file before
         `forward` sees it (`normalisation` is "file-peak": whoever reads the file does it); `forward` leaves the level
         alone, codes the first 25 s, keeps the first 8192 codes and ignores what follows. Files of less than
