@@ -1,5 +1,6 @@
 """Layers as text, and forward selection on vectors whose best layers are known."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -184,3 +185,26 @@ def test_vectors_that_are_not_finite_are_named_by_their_layer(setting):
     setting.train[3][5, 1] = np.nan
     with pytest.raises(ValueError, match="layer 3 hold NaN"):
         setting.probes().scores([(1,), (3,)])
+
+
+class Stand:
+    """Scores by hand in the place of probes."""
+
+    def __init__(self, scores):
+        self.by_group = scores
+
+    def scores(self, groups):
+        return [self.by_group[group] for group in groups]
+
+
+def test_layers_that_diverge_together_are_not_chosen_and_not_named():
+    found = select_greedily(3, {1: 0.5, 2: 0.4}, Stand({(1, 2): -math.inf}))
+    assert found.steps == (GreedyStep(1, 0.5),) and found.passed_over is None
+    with pytest.raises(ValueError, match="no layer has a finite score"):
+        select_greedily(1, {1: -math.inf}, Stand({}))
+
+
+def test_scores_that_differ_in_their_last_bits_are_equal():
+    third = 0.1 + 0.2  # 0.30000000000000004
+    found = select_greedily(2, {1: 0.3, 2: third}, Stand({(1, 2): third}))
+    assert found.steps == (GreedyStep(1, 0.3),) and found.passed_over == GreedyStep(2, third)

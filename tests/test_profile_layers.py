@@ -13,7 +13,14 @@ from audiation import profile_commands
 from audiation.charts.layer_curves import LayerCurve, LayerPanel, save_layer_curves
 from audiation.layer_choices import GreedySelection, GreedyStep
 from audiation.own_backbones import load_own_backbone
-from audiation.profile_commands import CSV_HEADER, findings_of, notes_on, render_profile, show_profiles
+from audiation.profile_commands import (
+    CSV_HEADER,
+    findings_of,
+    notes_on,
+    render_profile,
+    show_profiles,
+    write_profiles,
+)
 from audiation.profile_layers import FailedTask, LayerProfile, TaskProfile, normalise, profile_layers
 from audiation.recipes import jukemir_figure2, run_recipe
 from audiation.recipes.base import parse_recipe
@@ -132,6 +139,24 @@ def test_the_worst_layer_is_0_and_the_best_is_1():
     assert normalise({0: -3.0, 1: None, 2: -1.0}) == {0: 0.0, 1: None, 2: 1.0}
     assert normalise({0: 0.5, 1: 0.5}) == {0: None, 1: None}
     assert normalise({0: None}) == {0: None}
+    assert normalise({0: 0.3, 1: 0.1 + 0.2}) == {0: None, 1: None}  # they differ in the last bit
+
+
+def test_what_an_earlier_call_wrote_stays_where_nothing_was_profiled(tmp_path):
+    written = write_profiles([a_profile(a_task())], tmp_path)
+    assert {path.name for path in written} == {"layers.csv", "layers.json", "layers.png", "layers.svg"}
+    before = {path: path.read_bytes() for path in written}
+    assert write_profiles([a_profile(failed=(FailedTask("mtt", "not there"),))], tmp_path) == []
+    assert {path: path.read_bytes() for path in written} == before
+    with pytest.raises(ValueError, match="workers must be >= 0"):
+        profile_layers("mfcc", ["gtzan_genre"], workers=-1)
+
+
+def test_one_layer_has_no_curve(tmp_path):
+    write_profiles([a_profile(a_task())], tmp_path)
+    one = a_profile(a_task(scores={0: 0.5}), layers=(0,))
+    assert {path.name for path in write_profiles([one], tmp_path)} == {"layers.csv", "layers.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"layers.csv", "layers.json"}
 
 
 def test_the_mean_is_over_tasks_that_tell_layers_apart():
@@ -317,6 +342,14 @@ def test_the_recipe_is_the_figure_by_default():
         parse_recipe("jukemir_figure2:backbones=jukebox-6b")
     with pytest.raises(ValueError, match="does not probe"):
         parse_recipe("jukemir_figure2:protocol=petl")
+    for choices, reason in (
+        ("layers=nix", "names no layers"),
+        ("layers=greedy:2", "needs a task"),
+        ("choose=middle", "choose is greedy:n"),
+        ("weights=nix", "official ones or random"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            parse_recipe(f"jukemir_figure2:{choices}")
 
 
 def test_the_recipe_says_what_is_not_there_and_goes_on(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -195,3 +196,32 @@ def test_command_refuses_before_anything_is_loaded(tmp_path):
         tag(())
     with pytest.raises(ValueError, match="at least 1, got 0"):
         tag((tmp_path,), top=0)
+
+
+def test_one_name_in_the_place_of_several_is_refused():
+    with pytest.raises(ValueError, match=r"paths are several, like \['song.mp3'\], got 'song.wav'"):
+        tag_files("song.wav", "musicnn-mtt")
+
+
+def test_a_name_that_is_no_text_loses_no_answers(real, song, tmp_path):
+    odd = song.parent / os.fsdecode(b"od\xff.wav")
+    try:
+        song.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes text alone")
+    out = tmp_path / "tags.json"
+    assert run(odd, "--model", "musicnn-mtt", "--format", "json", "--out", out) == 0
+    assert json.loads(out.read_text())[0]["tags"]
+
+
+def test_ctrl_c_keeps_what_was_tagged(real, song, tmp_path, monkeypatch, capsys):
+    answers = iter([TAGGED])
+
+    def interrupted(*_, **__):
+        yield from answers
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tagging, "tag_files", interrupted)
+    assert run(song, "--model", "musicnn-mtt") == 130
+    shown = capsys.readouterr()
+    assert "piano" in shown.out and "Stopped after 1 of 1 files" in shown.err

@@ -6,6 +6,7 @@ Shape letters: `N`, `M` training and validation windows, `D` width of a layer's 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from audiation.probe import ProbeConfig, ProbeSchedule
 from audiation.targets import ClipTarget
 
 FORMS = "middle, every:k, all, or numbers joined by '+', like 3+7"
+SAME_SCORE = 1e-9  # scores that differ by less are equal
 BLOCK_BYTES = 2**31  # of vectors in memory at a time
 
 
@@ -227,14 +229,23 @@ def select_greedily(most: int, singles: Mapping[int, float], probes: JointProbes
         raise ValueError(
             f"forward selection needs layers, and a number of at least 1, got {most} of {len(singles)}"
         )
-    first = min(singles, key=lambda layer: (-singles[layer], layer))
+    first = max(singles, key=lambda layer: (_rounded(singles[layer]), -layer))
+    if singles[first] == -math.inf:
+        raise ValueError("no layer has a finite score alone, so there is nothing to add others to")
     steps = [GreedyStep(first, singles[first])]
     while len(steps) < min(most, len(singles)):
         chosen = tuple(step.layer for step in steps)
         left = sorted(layer for layer in singles if layer not in chosen)
         scores = probes.scores([(*chosen, layer) for layer in left])
-        best = max(zip(left, scores, strict=True), key=lambda pair: (pair[1], -pair[0]))
-        if not best[1] > steps[-1].score:
+        best = max(zip(left, scores, strict=True), key=lambda pair: (_rounded(pair[1]), -pair[0]))
+        if best[1] == -math.inf:
+            break
+        if not best[1] > steps[-1].score + SAME_SCORE:
             return GreedySelection(tuple(steps), GreedyStep(*best))
         steps.append(GreedyStep(*best))
     return GreedySelection(tuple(steps))
+
+
+def _rounded(score: float) -> float:
+    """Equal scores differ in their last bits when they are sums of other terms."""
+    return score if math.isinf(score) else round(score / SAME_SCORE) * SAME_SCORE

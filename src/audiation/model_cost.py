@@ -80,8 +80,12 @@ def cost_line(backbone: Backbone, last_layer: int, at_least_gflop: float = 0.0) 
         return ""
     return (
         f"{backbone.name} up to layer {last_layer}: {cost.gflop / 1e3:.3g} TFLOP for {seconds:.3g} s of audio, "
-        f"{cost.gflop_per_second * 3.6:,.0f} TFLOP for an hour."
+        f"{_three_digits(cost.gflop_per_second * 3.6)} TFLOP for an hour."
     )
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def new_counter() -> FlopCounterMode:

@@ -201,6 +201,8 @@ def findings_of(profile: LayerProfile) -> list[str]:
 
 def notes_on(profile: LayerProfile) -> list[str]:
     """What the numbers rest on, for people."""
+    from audiation.layer_choices import SAME_SCORE
+
     lines = [f"Weights: {profile.weights_source}. Layer 0 enters the first block."] if profile.tasks else []
     for one in profile.tasks:
         text = (
@@ -214,7 +216,7 @@ def notes_on(profile: LayerProfile) -> list[str]:
         if len(known) > 1:  # what 0 and 1 stand for may be one track
             text += f"; best and worst layer differ by {max(known) - min(known):.3f}"
         lines.append(f"{text}.")
-        if len(known) > 1 and max(known) == min(known):
+        if len(known) > 1 and max(known) - min(known) < SAME_SCORE:
             lines.append(f"{one.task} does not tell these layers apart, and is not in the mean.")
     return lines
 
@@ -230,21 +232,30 @@ CSV_HEADER = (
 def write_profiles(
     profiles: Sequence[LayerProfile], out: Path, marked: dict[str, tuple[int, str]] | None = None
 ) -> list[Path]:
-    """`layers.csv` and `.json`, and, where anything was profiled, `layers.png` and `.svg`."""
+    """`layers.csv` and `.json`, and, where layers can be compared, `layers.png` and `.svg`. Nothing where nothing was
+    profiled: what an earlier call wrote stays."""
     from audiation.charts.layer_curves import save_layer_curves
+
+    if not any(profile.tasks for profile in profiles):
+        return []
 
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "layers.csv", out / "layers.json"]
-    with written[0].open("w", newline="", encoding="utf-8") as stream:
+    partial = out / f"layers.csv.{os.getpid()}.partial"
+    with partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(CSV_HEADER)
         writer.writerows(row for profile in profiles for row in _csv_rows(profile))
+    partial.replace(written[0])
     partial = out / f"layers.json.{os.getpid()}.partial"
     partial.write_text(
         json.dumps([_record(p) for p in profiles], indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     partial.replace(written[1])
-    panels = [layer_panel(p, (marked or {}).get(p.backbone)) for p in profiles if p.tasks]
+    compared = [p for p in profiles if p.tasks and len(p.layers) > 1]
+    for chart in (out / "layers.png", out / "layers.svg"):  # of an earlier call
+        chart.unlink(missing_ok=True)
+    panels = [layer_panel(p, (marked or {}).get(p.backbone)) for p in compared]
     return written + (save_layer_curves(panels, out, "layers") if panels else [])
 
 

@@ -19,6 +19,7 @@ from audiation.adapted_evaluation import EvaluationProgress
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir, keep_text
 from audiation.layer_choices import (
+    SAME_SCORE,
     GreedyLayers,
     GreedySelection,
     GreedyStep,
@@ -124,7 +125,7 @@ class LayerProfile:
 def normalise(scores: Mapping[int, float | None]) -> dict[int, float | None]:
     """(score - worst) / (best - worst); None where there is no score, and everywhere if all scores are equal."""
     known = [score for score in scores.values() if score is not None]
-    if not known or max(known) == min(known):
+    if not known or max(known) - min(known) < SAME_SCORE:
         return dict.fromkeys(scores)
     low, span = min(known), max(known) - min(known)
     return {layer: None if score is None else (score - low) / span for layer, score in scores.items()}
@@ -177,6 +178,8 @@ def profile_layers(
         ValueError: layers that there are not, no task, one that is named twice, or a protocol that does not probe.
     """
     rules = _check(tasks, protocol)
+    if workers < 0 or batch_size < 1:
+        raise ValueError(f"workers must be >= 0 and batch_size >= 1, got {workers} and {batch_size}")
     run = Run(
         backbone=backbone, task=tasks[0], protocol=protocol, weights=weights, num_layers=num_layers,
         precision=precision, train=train, seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ def tag(
     """Tag music with a published model: genre, instruments, voice, mood, every 3 s and of the whole file.
 
     Folders are searched recursively. Files that cannot be read are in the answer with their reason, and the exit code
-    is then 1.
+    is then 1. Ctrl-C ends it with what has been tagged so far.
 
     Args:
         files: audio files and folders.
@@ -54,16 +55,29 @@ def tag(
     if not found.files:
         raise ValueError(f"no audio file in {', '.join(map(str, files))}")
     tagged = []
+    stopped = False
     with new_progress(err) as bar:
         row = bar.add_task("tag", total=len(found.files), detail="loading")
-        for one in tag_files(found.files, model, weights=weights, device=device):
-            tagged.append(one)
-            bar.update(row, completed=len(tagged), detail=f"{len(tagged)} files")
+        try:
+            for one in tag_files(found.files, model, weights=weights, device=device):
+                tagged.append(one)
+                bar.update(row, completed=len(tagged), detail=f"{len(tagged)} files")
+        except KeyboardInterrupt:
+            if not tagged:
+                raise
+            stopped = True
     document = {"text": render_text, "json": render_json, "csv": render_csv}[format](tagged, choice)
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name may be no text
         print(document, end="")
     else:
-        out.write_text(document, encoding="utf-8")
+        out.write_text(document, encoding="utf-8", errors="backslashreplace")
         err.print(f"Written: {out}", markup=False, highlight=False, soft_wrap=True)
+    if stopped:
+        err.print(
+            f"Stopped after {len(tagged)} of {len(found.files)} files; these are answered.", style="red"
+        )
+        sys.exit(130)
     if found.problems or any(one.failure for one in tagged):
         sys.exit(1)

@@ -89,6 +89,8 @@ def tag_files(
         ValueError: a model that is no tagger, or a device that there is not.
         WeightsError: weights that are missing, damaged, or another model's.
     """
+    if isinstance(paths, (str, os.PathLike)):
+        raise ValueError(f"paths are several, like ['song.mp3'], got {os.fspath(paths)!r}")
     if model not in get_args(TaggerName):
         raise ValueError(f"'{model}' names no tags. Models that do: {', '.join(get_args(TaggerName))}")
     tagger = load_backbone(model, weights, device=device)

@@ -116,7 +116,8 @@ def verify(name: str, allow_unverified_hash: bool = False, console: Console | No
     if not problems:
         try:
             backbone = load_backbone(name, allow_unverified_hash=allow_unverified_hash)
-            count = sum(p.numel() for p in backbone.parameters())
+            published = BACKBONES[name].published_parameters
+            count = sum(p.numel() for p in backbone.parameters()) if published is None else published
             console.print(
                 f"{name}: {len(official.files)} files, {count:,} parameters, weights {backbone.weights_hash[:16]}",
                 highlight=False,

@@ -314,7 +314,7 @@ PAPER = "Pons & Serra: musicnn: Pre-trained convolutional neural networks for mu
 WHEEL = "musicnn-0.1.0-py3-none-any.whl"
 WHEEL_BYTES = 29_292_476
 WHEEL_SHA256 = "f38a4890c648c1ddbb141c5d96d2b0a8cfcd36746002d896989f7b88beb65cfa"
-LICENCE_NOTE = "The weights come in the same package as the code, whose licence is all that is said of them."
+LICENCE_NOTE = "The weights come with the code, whose licence is all that is said of them."
 MTT = Pretraining("MagnaTagATune, 50 tags", ("mtt",))
 MSD = Pretraining("the Million Song Dataset, 50 tags of last.fm", ("msd",))
 NOTES = (
@@ -353,7 +353,13 @@ def _register(
             summary,
             build=partial(build, name=name, size=size),
             from_published=partial(from_published, name=name, size=size),
-            weights=OfficialWeights(checkpoint, config=None, licence="ISC", licence_note=LICENCE_NOTE),
+            weights=OfficialWeights(
+                checkpoint,
+                config=None,
+                licence="ISC",
+                licence_note=LICENCE_NOTE,
+                unneeded=r".*/Adam(_1)?$|beta[12]_power$",
+            ),
             weights_licence="ISC",
             commercial_use=True,
             published_parameters=parameters,

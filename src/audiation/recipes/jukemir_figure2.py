@@ -10,6 +10,7 @@ from rich.console import Console
 
 from audiation.backbones import BACKBONES
 from audiation.charts.layer_curves import check_matplotlib
+from audiation.layer_choices import GreedyLayers, parse, parse_fixed
 from audiation.profile_commands import profile_with_progress, show_profiles
 from audiation.profile_layers import LINEAR, LayerProfile
 from audiation.protocols import PROTOCOLS, Protocol
@@ -23,6 +24,9 @@ PUBLISHED = (
     "The paper prints no numbers for this figure: it finds the highest mean in the middle of Jukebox, takes layer 36 "
     "of 72, and found several layers, sub-sampled or chosen per task, no better."
 )
+
+
+MOST_LAYERS = 10**6  # of any backbone: numbers are checked again when it is there
 
 
 @RECIPES.register("jukemir_figure2")
@@ -56,6 +60,11 @@ class JukemirFigure2:
             TASKS[task]
         if not isinstance(PROTOCOLS[self.protocol], Protocol):
             raise ValueError(f"protocol '{self.protocol}' does not probe stored vectors")
+        if self.weights not in (None, "random"):
+            raise ValueError(f"weights of the recipe are the official ones or random, got '{self.weights}'")
+        parse_fixed(self.layers, MOST_LAYERS)  # typing errors are found before gigabytes are loaded
+        if self.choose and not isinstance(parse(self.choose, MOST_LAYERS), GreedyLayers):
+            raise ValueError(f"choose is greedy:n or nothing, got '{self.choose}'")
 
     def carry_out(self, out: Path, device: str, console: Console) -> None:
         """Profile one backbone after another; table and findings, then `layers.csv`, `.json`, `.png` and `.svg`, with a
@@ -74,8 +83,7 @@ class JukemirFigure2:
                 continue
             profiles.append(profile)
         if not profiles:
-            console.print("No backbone has a profile, so there is no chart.")
-            return
+            raise ValueError("no backbone has a profile, so there is no chart; the reasons are above")
         marked = {profile.backbone: (profile.num_layers // 2, MIDDLE) for profile in profiles}
         show_profiles(profiles, console, out, marked)
         for profile in profiles:
