@@ -142,6 +142,15 @@ def block(entries: list[tuple[bytes, bytes]]) -> bytes:
     return out + struct.pack("<II", 0, 1)
 
 
+def write_index(path: Path, first: bytes, handles: int = 1) -> None:
+    """An index of one block, which the table names again and again. block: as `block` gives it."""
+    table = first + b"\0" + masked(first + b"\0")
+    top = block([(b"%04d" % i, varint(0) + varint(len(first))) for i in range(handles)])
+    footer = (varint(0) + varint(0) + varint(len(table)) + varint(len(top))).ljust(40, b"\0")
+    footer += bytes.fromhex("57fb808b247547db")
+    path.write_bytes(table + top + b"\0" + masked(top + b"\0") + footer)
+
+
 def write_bundle(prefix: Path, tensors: dict[str, Tensor], header: bytes = field(1, 1)) -> None:
     data, entries = b"", [(b"", header)]
     for name in sorted(tensors):
@@ -173,6 +182,32 @@ def legacy(content: bytes, keys: list[str] | None = None, data: bytes = b"") -> 
     system = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {}}
     parts = [pickle.dumps(value, 2) for value in (MAGIC, PROTOCOL, system)]
     return b"".join([*parts, content, pickle.dumps(keys or [], 2), data])
+
+
+def nested_lists(depth: int) -> bytes:
+    """A pickle of 5 bytes a level whose text doubles with each."""
+    levels = b"".join(
+        b"]q" + bytes([i + 1]) + b"(h" + bytes([i]) + b"h" + bytes([i]) + b"e" for i in range(depth)
+    )
+    return b"\x80\x02]q\x00K\x01a" + levels + b"."
+
+
+def h5_with_shared_object(num_links: int, num_messages: int) -> bytes:
+    """A root group whose links all mean one object of many empty messages, as old headers write it."""
+
+    def header(messages: list[tuple[int, bytes]]) -> bytes:
+        body = b"".join(struct.pack("<HHB3x", kind, len(part), 0) + part for kind, part in messages)
+        return struct.pack("<BxHII4x", 1, len(messages), 1, len(body)) + body
+
+    base = 96
+    shared = header([(0, b"")] * num_messages)
+    names = [str(i).encode() for i in range(num_links)]
+    links = [(6, bytes([1, 0, len(name)]) + name + struct.pack("<Q", base)) for name in names]
+    root, nowhere = header(links), (1 << 64) - 1
+    end = base + len(shared) + len(root)
+    start = b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + struct.pack("<HHI", 4, 16, 0)
+    start += struct.pack("<QQQQ", 0, nowhere, end, nowhere)
+    return start + struct.pack("<QQII16x", 0, base + len(shared), 0, 0) + shared + root
 
 
 def attacks(marker: Path) -> dict[str, bytes]:

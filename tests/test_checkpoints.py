@@ -6,8 +6,10 @@ import copyreg
 import io
 import json
 import math
+import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from audiation.checkpoints import (
     WeightsError,
     checkpoint_files,
     checkpoint_kind,
+    hdf5,
     pickle_machine,
     read_checkpoint,
 )
@@ -27,18 +30,22 @@ from audiation.checkpoints.crc32c import crc32c
 from audiation.checkpoints.tensors import ByteRange, DamagedError
 from checkpoint_files import (
     FORMATS,
+    MAGIC,
     attacks,
     block,
     example,
     field,
     foreign_object,
+    h5_with_shared_object,
     known_module,
     legacy,
     masked,
+    nested_lists,
     varint,
     write,
     write_bundle,
     write_h5,
+    write_index,
 )
 from checkpoint_files import crc32c as slow_crc32c
 from detgen import recipe
@@ -275,6 +282,33 @@ def test_work_that_few_bytes_ask_for_again_and_again_is_bounded(
         read_checkpoint(tmp_path / "x.pt")
 
 
+def peak_bytes_of_refusal(path: Path, reason: str) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightsError, match=reason):
+            read_checkpoint(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_nested_lists_as_protocol_are_not_written_out(tmp_path: Path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(pickle.dumps(MAGIC, 2) + nested_lists(20))  # 4 MB of text
+    assert peak_bytes_of_refusal(path, r"it has protocol a list, known is 1001") < 1 << 20
+    path.write_bytes(pickle.dumps(MAGIC, 2) + pickle.dumps(10**40, 2))
+    with pytest.raises(WeightsError, match=r"it has protocol 1(0){19}, known"):
+        read_checkpoint(path)
+
+
+def test_long_names_from_the_memo_are_not_put_together(tmp_path: Path):
+    module, name = b"fairseq." + b"a" * 100_000, b"b" * 100_000
+    kept = b"".join(b"X" + struct.pack("<I", len(text)) + text + b"\x94" for text in (module, name))
+    path = tmp_path / "x.pt"
+    path.write_bytes(legacy(b"\x80\x04" + kept + b"h\x00h\x01\x93" * 100 + b"."))
+    assert peak_bytes_of_refusal(path, "holds a name without end") < 4 << 20  # of 20 MB
+
+
 @pytest.mark.parametrize("new", [True, False])
 def test_the_average_of_data2vecs_teacher_is_left_out_and_said(tmp_path: Path, new: bool):
     weights = example()
@@ -319,6 +353,41 @@ def test_an_archive_in_several_volumes_is_refused(tmp_path: Path):
     content[locator + 4] = 1
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="multiple disks"):
+        read_checkpoint(path)
+
+
+def zip_of(path: Path, pickled: bytes, data: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+        archive.writestr("x/data/0", data)
+
+
+def test_other_bytes_than_0_and_1_of_bools_are_true_in_every_format(tmp_path: Path):
+    octets = b"\x02\x00\x01\xff"
+    pickled = storage(b"K\x04\x85", b"K\x01\x85", count=4).replace(b"FloatStorage", b"BoolStorage")
+    zip_of(tmp_path / "new.pt", pickled, octets)
+    (tmp_path / "old.pt").write_bytes(legacy(pickled, ["0"], struct.pack("<q", 4) + octets))
+    write_index(tmp_path / "m.index", block([(b"", field(1, 1)), (b"a", bundle_entry(10, (4,), octets))]))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(octets)
+    for name in ("new.pt", "old.pt", "m.index"):
+        found = read_checkpoint(tmp_path / name)["a"]
+        assert found.dtype == torch.bool and found.view(torch.uint8).tolist() == [1, 0, 1, 1], name
+
+
+def test_records_that_share_bytes_are_refused(tmp_path: Path):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(8), "b": torch.ones(8), "c": torch.ones(4000)}, path)
+    content = bytearray(path.read_bytes())
+    entries, at = {}, content.index(b"PK\x01\x02")  # name -> place in the central directory
+    while content[at : at + 4] == b"PK\x01\x02":
+        lengths = struct.unpack("<HHH", content[at + 28 : at + 34])
+        entries[bytes(content[at + 46 : at + 46 + lengths[0]]).rpartition(b"/")[2]] = at
+        at += 46 + sum(lengths)
+    for part in (slice(16, 28), slice(42, 46)):  # checksum, sizes; place: the record of "1" is that of "0"
+        source, target = entries[b"0"], entries[b"1"]
+        content[target + part.start : target + part.stop] = content[source + part.start : source + part.stop]
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="its records overlap"):
         read_checkpoint(path)
 
 
@@ -371,6 +440,45 @@ def test_new_groups_in_object_headers_are_read_and_fractal_heaps_refused(tmp_pat
             file[f"g/a{i}"] = np.arange(3)
     with pytest.raises(WeightsError, match="fractal heap"):
         read_checkpoint(tmp_path / "x.h5")
+
+
+def test_what_describes_the_objects_of_a_file_is_bounded_for_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "x.h5"
+    path.write_bytes(h5_with_shared_object(num_links=30, num_messages=999))
+    with pytest.raises(WeightsError, match="it holds no data sets"):
+        read_checkpoint(path)
+    monkeypatch.setattr(hdf5, "MAX_MESSAGES", 10_000)
+    with pytest.raises(WeightsError, match="describes its objects in more than 10,000 messages"):
+        read_checkpoint(path)
+    monkeypatch.setattr(hdf5, "MAX_MESSAGES", 1_000_000)
+    monkeypatch.setattr(hdf5, "MAX_STRUCTURE_BYTES", 100_000)
+    with pytest.raises(WeightsError, match="describes its objects in more than 100,000 bytes"):
+        read_checkpoint(path)
+
+
+def test_paths_of_groups_in_groups_are_bounded(tmp_path: Path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["/".join(["a" * 100] * 50)] = np.zeros(2)
+    with pytest.raises(WeightsError, match="its groups have no end"):
+        read_checkpoint(tmp_path / "x.h5")
+
+
+@pytest.mark.parametrize("other", [1 << 61, 1 << 62, 1 << 63])
+def test_a_dimension_of_0_hides_no_impossible_one(tmp_path: Path, other: int):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["a"] = np.zeros((2, 3), np.float32)
+    content = (tmp_path / "x.h5").read_bytes()
+    sizes = struct.pack("<QQ", 2, 3)
+    assert content.count(sizes) >= 1
+    (tmp_path / "x.h5").write_bytes(content.replace(sizes, struct.pack("<QQ", 0, other)))
+    entry = bundle_entry(1, (0, other), b"")
+    write_index(tmp_path / "m.index", block([(b"", field(1, 1)), (b"a", entry)]))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(b"")
+    for name in ("x.h5", "m.index"):
+        with pytest.raises(WeightsError, match="impossible shape"):
+            read_checkpoint(tmp_path / name)
 
 
 def test_changed_bytes_in_a_keras_archive_are_noticed_and_a_compressed_one_is_refused(tmp_path: Path):
@@ -434,6 +542,25 @@ def test_a_changed_or_missing_data_file_is_noticed(tmp_path: Path):
         read_checkpoint(tmp_path)
 
 
+def bundle_entry(dtype: int, shape: tuple[int, ...], octets: bytes) -> bytes:
+    entry = field(1, dtype) + field(2, b"".join(field(2, field(1, size)) for size in shape))
+    return entry + field(5, len(octets)) + varint(6 << 3 | 5) + masked(octets)
+
+
+def test_keys_that_share_a_long_prefix_are_refused_before_they_fill_the_memory(tmp_path: Path):
+    entry, prefix = field(1, 7), "k" * 20_000
+    keys = [f"{prefix}{i:04d}".encode() for i in range(500)]
+    write_index(tmp_path / "m.index", block([(b"", field(1, 1)), *((key, entry) for key in keys)]))
+    (tmp_path / "m.data-00000-of-00001").write_bytes(b"")
+    assert peak_bytes_of_refusal(tmp_path / "m.index", "a block of it is damaged") < 2 << 20  # of 10 MB
+
+
+def test_a_block_that_is_named_again_and_again_is_refused(tmp_path: Path):
+    write_index(tmp_path / "m.index", block([(b"", field(1, 1))]), handles=50)
+    with pytest.raises(WeightsError, match="its blocks overlap"):
+        read_checkpoint(tmp_path / "m.index")
+
+
 def test_text_in_a_bundle_is_left_out_and_said(tmp_path: Path):
     write_bundle(tmp_path / "m", {"a": torch.ones(2)})
     index = tmp_path / "m.index"
@@ -460,6 +587,24 @@ def test_an_impossible_header_is_refused(tmp_path: Path, header: bytes, reason: 
     write_bundle(tmp_path / "m", example(), header)
     with pytest.raises(WeightsError, match=reason):
         read_checkpoint(tmp_path)
+
+
+# Paths -----------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.pt")
+    for read in (read_checkpoint, checkpoint_kind, checkpoint_files):
+        with pytest.raises(WeightsError, match="it is a pipe or a device"):
+            read(tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="it is a pipe or a device"):
+        read_checkpoint(os.devnull)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a\0b", "null"), ("a" * 5000, "File name too long")])
+def test_names_that_no_file_can_have_are_refused_as_such(name: str, reason: str):
+    with pytest.raises(WeightsError, match=f"cannot read .*{reason}"):
+        read_checkpoint(name)
 
 
 # Bytes -----------------------------------------------------------------------------------------------------

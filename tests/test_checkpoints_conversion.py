@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import warnings
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,112 @@ def test_a_cached_conversion_is_made_once_for_the_same_bytes_and_rule(
     assert hashed == [source]
     first.unlink()
     assert not first.exists()
+
+
+@pytest.mark.parametrize("damage", ["shorter", "other bytes", "no record", "another record", "no JSON"])
+def test_a_damaged_conversion_in_the_cache_is_made_anew(tmp_path: Path, damage: str):
+    source = write("torch legacy", tmp_path / "a", example())
+    out = cached_conversion(source)
+    record, whole = out.with_name(out.name + ".json"), out.read_bytes()
+    described = json.loads(record.read_text())
+    assert described["num_bytes"] == len(whole)
+    assert described["sha256"] == hashlib.sha256(whole).hexdigest()
+    if damage == "shorter":
+        out.write_bytes(whole[:-9])
+    elif damage == "other bytes":
+        out.write_bytes(whole[:-4] + b"\0\0\0\0")
+    elif damage == "no record":
+        record.unlink()
+    else:
+        record.write_text("[]" if damage == "another record" else "{")
+    assert cached_conversion(source) == out and out.read_bytes() == whole
+    assert json.loads(record.read_text())["sha256"] == described["sha256"]
+    assert all(torch.equal(read_checkpoint(out)[name], value) for name, value in example().items())
+
+
+def test_another_format_of_conversions_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write("torch legacy", tmp_path / "a", example())
+    first = cached_conversion(source)
+    monkeypatch.setattr(conversion, "FORMAT", conversion.FORMAT + 1)
+    assert cached_conversion(source) != first
+
+
+def test_bytes_that_changed_under_the_same_times_are_noticed(tmp_path: Path):
+    source = write("torch legacy", tmp_path / "a", {"a": torch.ones(4)})
+    first = cached_conversion(source)
+    state = source.stat()
+    content = source.read_bytes()
+    with source.open("r+b") as stream:  # the same inode
+        stream.seek(len(content) - 4)
+        stream.write(bytes(4))
+    os.utime(source, ns=(state.st_atime_ns, state.st_mtime_ns))
+    second = cached_conversion(source)
+    assert second != first and read_checkpoint(second)["a"].tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_a_source_that_changes_while_it_is_converted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = write("torch legacy", tmp_path / "a", {"a": torch.ones(4)})
+    original = CheckpointTensors.__getitem__
+
+    def changing(self, name):
+        os.utime(source, ns=(1, 1))
+        return original(self, name)
+
+    monkeypatch.setattr(CheckpointTensors, "__getitem__", changing)
+    with pytest.raises(WeightsError, match="changed while it was converted"):
+        convert(source, tmp_path / "out" / "y.safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_of_one_tensor_do_not_make_a_large_file_of_a_small_one(tmp_path: Path):
+    values = torch.arange(1000.0)
+    source = tmp_path / "x.pt"
+    torch.save({f"w{i}": values for i in range(50)}, source, _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        WeightsError, match=r"have 200,000 bytes and the file .*: several share their numbers"
+    ):
+        convert(source, tmp_path / "out" / "y.safetensors")
+    assert not (tmp_path / "out").exists()
+    out = convert(source, tmp_path / "y.safetensors", keep=lambda name: name == "w7")
+    assert torch.equal(load_file(out)["w7"], values)
+
+
+def test_a_bundle_without_its_data_is_refused_as_such(tmp_path: Path):
+    write_bundle(tmp_path / "model", example())
+    (tmp_path / "model.data-00000-of-00001").unlink()
+    for act in (cached_conversion, lambda path: convert(path, tmp_path / "y.safetensors")):
+        with pytest.raises(WeightsError, match=r"its file model\.data-00000-of-00001 is missing"):
+            act(tmp_path / "model")
+
+
+def test_conversions_and_notes_have_the_permissions_of_any_new_file(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        out = cached_conversion(write("torch legacy", tmp_path / "a", example()))
+    finally:
+        os.umask(before)
+    written = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert len(written) == 4 and out in written  # hashes of source and conversion, and a record
+    assert {stat.S_IMODE(p.stat().st_mode) for p in written} == {0o640}
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_of_the_conversion_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "file"))
+    source = write("torch legacy", tmp_path / "a", example())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whoever asked for it says so, once
+        with pytest.raises(NotADirectoryError):
+            cached_conversion(source)
+
+
+def test_a_file_whose_name_is_no_text_is_converted(tmp_path: Path):
+    source = write("torch legacy", tmp_path / "a", example())
+    odd = source.rename(source.with_name(os.fsdecode(b"w\xff.pth")))
+    out = cached_conversion(odd)
+    assert cached_conversion(odd) == out and set(load_file(out)) == set(example())
+    assert json.loads(out.with_name(out.name + ".json").read_text())["sources"][0]["name"] == odd.name

@@ -1,5 +1,7 @@
 """How clips are cut and normalised: part of a protocol, of what is stored, and of who shares a batch."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -20,6 +22,7 @@ from audiation.stored_vectors import load_for_run
 from audiation.tasks import TASKS
 
 RATE_HZ = 12_000
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -184,3 +187,8 @@ def test_a_profile_has_the_convention_of_its_protocol(monkeypatch):
         with pytest.raises(ValueError, match="enough"):
             profile_layers("clmr", ["gtzan_genre"], protocol=protocol, weights="random")
     assert seen == ["jukemir", "default"]
+
+
+def test_a_config_that_nothing_reads_is_refused():
+    with pytest.raises(ValueError, match="'musicnn-mtt' has nothing to configure, got config={'artist': 3}"):
+        load_backbone("musicnn-mtt", GOLDEN / "musicnn_mtt_weights.safetensors", config={"artist": 3})

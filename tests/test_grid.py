@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiation import grid_files, grid_stack
+from audiation import grid_files, grid_kernel
 from audiation.annotations import Label, Tags
 from audiation.grid import train_grid
 from audiation.grid_inputs import GridInputs, GridStream
@@ -365,13 +365,21 @@ def test_a_product_that_passes_over_zeros_is_the_product(share, dim):
 
 
 def test_units_that_are_off_are_passed_over_where_most_are(monkeypatch):
+    """And the losses are those of dense products."""
+    targets = torch.stack([TARGET.encode(a) for a in ANNOTATIONS])
+    generator = torch.Generator().manual_seed(4)
+    wide = {2: torch.randn(NUM_TRAIN, 600, generator=generator)}
+    inputs = GridInputs(wide, wide, torch.device("cpu"))
     taken = []
-    real = grid_stack._sparse_product
-    monkeypatch.setattr(grid_stack, "_sparse_product", lambda *given: taken.append(1) or real(*given))
-    for dropout, passes_over in ((0.0, False), (0.75, True)):
+    monkeypatch.setattr(
+        grid_kernel, "sparse_product", lambda *given: taken.append(1) or sparse_product(*given)
+    )
+    for dropout, passes_over in ((0.25, False), (0.5, True), (0.75, True)):
         config = replace(JUKEMIR[0], hidden_size=24, dropout=dropout)
         taken.clear()
-        targets = torch.stack([TARGET.encode(a) for a in ANNOTATIONS])
-        inputs = GridInputs(TRAIN, VALID, torch.device("cpu"))
-        Stack([0], [config], [(2,)], inputs, TARGET, targets, DRAWS).train_steps(3)
+        stack = Stack([0], [config], [(2,)], inputs, TARGET, targets, DRAWS)
+        alone = OneProbe(config, DRAWS, TARGET, wide, ANNOTATIONS)
+        for logits, batch_targets in stack.train_steps(24):
+            loss = float(TARGET.loss(logits[0], batch_targets).mean.detach())
+            assert loss == pytest.approx(alone.train_step(), abs=1e-5)
         assert bool(taken) == passes_over

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from audiation import loading
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec, HiddenStates
+from audiation.checkpoints.tensors import ByteRange
 from audiation.fingerprint import TOLERANCE, compare_fingerprints, fixed_waveform
 from audiation.loading import load_backbone
 from audiation.registry import UnknownNameError
@@ -462,6 +465,46 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
     monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot write .*AUDIATION_CACHE"):
         assert load_backbone("toy-a").scale == 0.1
+
+
+def test_a_model_of_two_files_is_read_tensor_by_tensor_also_without_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUDIATION_CACHE", str(tmp_path / "file"))
+    parts = {"a.pth": {"x": torch.ones(3), "y": torch.zeros(2)}, "b.pth": {"x": torch.full((4,), 7.0)}}
+    for name, tensors in parts.items():
+        torch.save(tensors, tmp_path / name, _use_new_zipfile_serialization=False)
+    read = []
+    original = ByteRange.octets if hasattr(ByteRange, "octets") else ByteRange.tensor
+    monkeypatch.setattr(
+        ByteRange, original.__name__, lambda self, *a: read.append(self.path.name) or original(self, *a)
+    )
+    spec = BackboneSpec("two", "of two files", toy_build(6), toy_from_published, None)
+    found = loading._Found(tmp_path / "a.pth", {}, {}, "two", {"b.": tmp_path / "b.pth"})
+    with pytest.warns(UserWarning) as said:
+        tensors = loading._read_all(spec, found)
+    assert read == [] and list(tensors) == ["x", "y", "b.x"]
+    assert len(said) == 2 and all("cannot keep a conversion" in str(w.message) for w in said)  # one a file
+    assert tensors["b.x"].tolist() == [7.0] * 4 and read == ["b.pth"]
+    assert tensors.infos["y"].shape == (2,)
+    clash = loading._Found(tmp_path / "a.pth", {}, {}, "two", {"": tmp_path / "b.pth"})
+    with pytest.warns(UserWarning), pytest.raises(WeightsError, match="both hold 'x'"):
+        loading._read_all(spec, clash)
+
+
+@pytest.mark.parametrize("weights", ["a" * 5000, "a\0b", "~nobody-of-that-name/x.pt"])
+def test_a_text_that_no_path_can_be_is_refused_as_such(hub: Hub, weights: str):
+    with pytest.raises(WeightsError, match="is no file or directory here and no Hub id") as refusal:
+        load_backbone("toy-a", weights)
+    assert len(str(refusal.value)) < 600
+
+
+def test_a_pipe_as_weights_is_refused_and_not_waited_for(hub: Hub, tmp_path: Path):
+    os.mkfifo(tmp_path / "x.pt")
+    for name in ("toy-a", "toy-wide"):  # with a hash and without
+        with pytest.raises(WeightsError, match=r"is no file|it is a pipe or a device"):
+            load_backbone(name, tmp_path / "x.pt")
 
 
 def test_the_fixed_waveform_is_the_same_everywhere():

@@ -346,6 +346,24 @@ def test_the_first_missing_unexpected_and_misshapen_tensors_are_named():
     )
 
 
+def test_whole_numbers_are_no_weights_and_counts_stay_what_they_are():
+    expected = {"weight": torch.zeros(2, 3), "num_batches_tracked": torch.tensor(0)}
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        check_tensors(expected | {"weight": torch.zeros(2, 3, dtype=dtype)}, expected, "a toy")
+    check_tensors(expected | {"num_batches_tracked": torch.tensor(5, dtype=torch.int32)}, expected, "a toy")
+    layout = {name: torch.empty(tensor.shape, device="meta") for name, tensor in expected.items()}
+    check_tensors(expected, layout, "a toy")
+    given = expected | {"weight": torch.zeros(2, 3, dtype=torch.int8)}
+    with pytest.raises(WeightsError, match=r"1 without floating numbers: 'weight' is torch\.int8, expected"):
+        check_tensors(given, expected, "a toy")
+
+
+def test_a_pipe_is_not_hashed(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="is no file"):
+        verify_file(tmp_path / "x.pt", official(b"right"))
+
+
 def test_the_hash_is_of_contents_and_not_of_order_memory_or_file(tmp_path: Path):
     tensors = example() | {"half": torch.ones(3, dtype=torch.bfloat16), "mask": torch.tensor([True, False])}
     reordered = dict(reversed(list(tensors.items())))

@@ -242,3 +242,94 @@ def test_files_of_the_hub_go_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert fetch_official(OfficialFile("who/what", "w.pt"), "abc", local_files_only=True) == tmp_path / "w.pt"
     assert asked == [("who/what", "w.pt", "abc", True)]
+
+
+# Unpacking -------------------------------------------------------------------------------------------------
+
+
+def test_two_that_unpack_one_archive_at_a_time_do_not_write_into_one_another(monkeypatch: pytest.MonkeyPatch):
+    first = fetch_official(in_package(member="pkg/AB/x"), run=Pip())
+    original, inside = official_files._check_name, []
+
+    def another_unpacks(archive, info):  # between the first file and the record of this one
+        original(archive, info)
+        if not inside:
+            inside.append(None)
+            inside[0] = fetch_official(in_package(member="pkg/__init__.py"), local_files_only=True)
+
+    monkeypatch.setattr(official_files, "_check_name", another_unpacks)
+    path = fetch_official(in_package(), local_files_only=True)
+    known = json.loads((folder_of(in_package()) / "unpacked.json").read_text())
+    assert set(known) == {"pkg/AB/x", "pkg/__init__.py", "pkg/A/"}
+    assert first.is_file() and inside[0].is_file() and (path / ".index").read_bytes() == b"index"
+
+
+def test_the_same_member_unpacked_twice_at_a_time_is_whole(monkeypatch: pytest.MonkeyPatch):
+    content = archive({"pkg/A/w": CONTENT})
+    file = in_package(content, member="pkg/A/w")
+    fetch_official(file, run=Pip(content)).unlink()
+    monkeypatch.setattr(official_files, "READ_BYTES", 1000)
+    original, inside = official_files.hashlib.sha256, []
+
+    class Hash:
+        """Of the first file that is unpacked; in the middle of it another process unpacks it as well."""
+
+        def __init__(self, *arguments: bytes) -> None:
+            self.made = original(*arguments)
+
+        def update(self, block: bytes) -> None:
+            self.made.update(block)
+            if not inside and len(block) == 1000:
+                inside.append(None)
+                inside[0] = fetch_official(file, local_files_only=True)
+
+        def hexdigest(self) -> str:
+            return self.made.hexdigest()
+
+    monkeypatch.setattr(official_files.hashlib, "sha256", Hash)
+    path = fetch_official(file, local_files_only=True)
+    assert path == inside[0] and path.read_bytes() == CONTENT
+    assert [p.name for p in path.parent.iterdir()] == ["w"] and check_unpacked(file) == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"pkg/A/": 3}', '{"pkg/A/": {"pkg/A/.data": 1}}'])
+def test_a_damaged_record_of_what_was_unpacked_is_made_anew(content: str):
+    fetch_official(in_package(), run=Pip())
+    record = folder_of(in_package()) / "unpacked.json"
+    record.write_text(content)
+    assert "missing or damaged" in check_unpacked(in_package())[0]
+    path = fetch_official(in_package(), local_files_only=True)
+    assert (path / ".data").read_bytes() == b"data" and check_unpacked(in_package()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_half_unpacked(monkeypatch: pytest.MonkeyPatch):
+    class Full(zipfile.ZipExtFile):
+        def read(self, n=-1):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(official_files.zipfile, "ZipExtFile", Full)
+    with pytest.raises(WeightsError, match=r"cannot unpack .*No space left on device\. Make room"):
+        fetch_official(in_package(), run=Pip())
+    names = [p.name for p in folder_of(in_package()).rglob("*") if p.is_file()]
+    assert names == ["pkg-0.1.0-py3-none-any.whl"]
+
+
+def test_nothing_larger_than_the_disk_or_any_model_is_unpacked(monkeypatch: pytest.MonkeyPatch):
+    content = archive({"pkg/A/w": bytes(1 << 20)})  # of 1 kB packed
+    monkeypatch.setattr(official_files, "MAX_UNPACKED_BYTES", 1 << 19)
+    with pytest.raises(WeightsError, match=r"would be 0\.0 GB unpacked, which no published model is"):
+        fetch_official(in_package(content), run=Pip(content))
+    monkeypatch.setattr(official_files, "MAX_UNPACKED_BYTES", 1 << 30)
+    usage = type("Usage", (), {"free": 1 << 19})
+    monkeypatch.setattr(official_files.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(WeightsError, match=r"needs 0\.0 GB more in .*Make room"):
+        fetch_official(in_package(content), local_files_only=True)
+    assert not (folder_of(in_package()) / "unpacked").exists()
+
+
+def test_an_unusual_compression_is_not_unpacked():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_BZIP2) as file:
+        file.writestr("pkg/A/w", CONTENT)
+    with pytest.raises(WeightsError, match="in an unusual compression"):
+        fetch_official(in_package(packed.getvalue()), run=Pip(packed.getvalue()))

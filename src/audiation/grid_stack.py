@@ -34,7 +34,7 @@ ACTIVATION_BYTES = 2**20  # hidden units,
 GRADIENT_BYTES = 4 * 2**20  # gradient,
 STATE_BYTES = 8 * 2**20  # weights and moments that make some steps before others have their turn.
 INPUT_BYTES = 2**28  # of vectors that are picked for these steps
-SPARSE_SHARE = 0.3  # of hidden units that are on, up to which passing over the others is faster (measured)
+MOST_KEPT, LEAST_WIDTH = 0.6, 512  # of hidden units behind dropout, of which the ReLU leaves half; of vectors
 LOGIT_BYTES = 64 * 2**20  # of hidden units while the validation split is looked at
 ONE_LABEL = (ClassTarget, KeyTarget, PitchTarget)  # whose loss is the cross-entropy of one class
 PLATEAU_THRESHOLD = 1e-4  # relative; smaller improvements do not keep the rate up (PyTorch, Lightning)
@@ -118,6 +118,12 @@ class Stack:
         self.fits: dict[int, ProbeFit] = {}
         self._fresh_state(first, len(layers[0]))
         rows = self._weights["first.weight"].shape[1]
+        self._passes_over = (
+            first.hidden_size is not None
+            and 1 / self.stream.scale <= MOST_KEPT
+            and inputs.dim >= LEAST_WIDTH
+            and inputs.device.type == "cpu"
+        )
         self.product_size = 2.0 * self.stream.batch_size * rows * inputs.dim * len(configs)
 
     def _fresh_state(self, config: ProbeConfig, num_layers: int) -> None:
@@ -384,23 +390,24 @@ class Stack:
         buffer = x_BD.new_empty(part_rows, dim)
         for place in range(places.start, places.stop):
             d_first_RB = d_first_KRB[place - places.start]
-            product = self._product_for(d_first_RB)
             lists: _Lists = ([], [], [], [])
             for name, gradient in gradients.items():
                 self._append(lists, name, place, slice(None), gradient[place - places.start])
             for start in range(0, size, part_rows):
                 part = slice(start, min(size, start + part_rows))
-                gradient = product(d_first_RB[part], x_BD, buffer[: part.stop - start])
+                gradient = self._product(d_first_RB[part], x_BD, buffer[: part.stop - start])
                 self._append(lists, "first.weight", place, part, gradient)
                 self._adam(lists, steps, self.courses[place])
                 lists = ([], [], [], [])
 
-    def _product_for(self, d_first_RB: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """How the gradient of the first layer is multiplied: passing over units that are off, where most are."""
-        if "second.weight" not in self._weights or d_first_RB.device.type != "cpu":
-            return _dense_product
-        share = float(torch.count_nonzero(d_first_RB)) / d_first_RB.numel()
-        return _sparse_product if share <= SPARSE_SHARE else _dense_product
+    def _product(self, d_RB: Tensor, x_BD: Tensor, out_RD: Tensor) -> Tensor:
+        """Gradient of rows of the first layer: passing over units that are off, where that is faster (measured)."""
+        if not self._passes_over:
+            return torch.mm(d_RB, x_BD, out=out_RD)
+        from audiation.grid_kernel import sparse_product  # numba takes a second to import
+
+        sparse_product(d_RB.numpy(), x_BD.numpy(), out_RD.numpy())
+        return out_RD
 
     def _append(self, lists: _Lists, name: str, place: int, part: slice, gradient: Tensor) -> None:
         kinds = (self._weights[name], None, self._moments[name], self._squares[name])
@@ -523,14 +530,3 @@ class Stack:
                 f["last_step"],
                 tuple(Evaluation(*e) for e in f["history"]),
             )
-
-
-def _dense_product(d_RB: Tensor, x_BD: Tensor, out_RD: Tensor) -> Tensor:
-    return torch.mm(d_RB, x_BD, out=out_RD)
-
-
-def _sparse_product(d_RB: Tensor, x_BD: Tensor, out_RD: Tensor) -> Tensor:
-    from audiation.grid_kernel import sparse_product  # numba takes a second to import
-
-    sparse_product(d_RB.numpy(), x_BD.numpy(), out_RD.numpy())
-    return out_RD

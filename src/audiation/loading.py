@@ -22,6 +22,7 @@ from torch import Tensor
 from audiation.backbones import BACKBONES, Backbone, BackboneSpec
 from audiation.backbones.precision import Precision, set_precision
 from audiation.cache import cache_dir, keep_text
+from audiation.checkpoints import CheckpointTensors
 from audiation.checkpoints.conversion import cached_conversion, is_mapped_as_it_is
 from audiation.fingerprint import check_fingerprint
 from audiation.official_files import check_unpacked, checkpoint_in, fetch_official
@@ -223,8 +224,7 @@ def _find(
             config_path = _fetch_official(official.config, official.revision, allow_unverified_hash)
         place = official.checkpoint
         source = f"hub:{place.repo_id}" if place.repo_id else f"{place.url or place.package}"
-    elif str(weights) and Path(weights).expanduser().exists():
-        path = Path(weights).expanduser()
+    elif (path := _existing(weights)) is not None:
         checkpoint = (
             find_checkpoint(path, official.checkpoint.filename if official else None)
             if path.is_dir()
@@ -239,8 +239,9 @@ def _find(
         checkpoint, config_path = _fetch_repository(spec, str(weights))
         source = f"hub:{weights}"
     else:
+        shown = str(weights) if len(str(weights)) <= 300 else f"{str(weights)[:300]}..."
         raise WeightsError(
-            f"weights='{weights}' is no file or directory here and no Hub id (owner/name). "
+            f"weights='{shown}' is no file or directory here and no Hub id (owner/name). "
             f"Leave it away for the official weights of {spec.name}, or use 'random'."
         )
     further = _further(spec, None if weights is None else checkpoint, allow_unverified_hash)
@@ -252,6 +253,15 @@ def _find(
                 _verify(path_or_none, file, weights is None, allow_unverified_hash, _known_hashes(spec))
     merged, changed = _merge_config(spec, config_path, config)
     return _Found(checkpoint, merged, changed, source, further)
+
+
+def _existing(weights: str | Path) -> Path | None:
+    """The path that is meant, if anything is there; texts that no path can be are none."""
+    try:
+        path = Path(weights).expanduser()
+        return path if str(weights) and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, with a null byte, the home of nobody
+        return None
 
 
 def _fetch_official(file: OfficialFile, revision: str | None, allow_unverified_hash: bool) -> Path:
@@ -371,6 +381,8 @@ def _merge_config(
     """The config to build from, and the fields in which the caller departs from what is published."""
     known = dict(spec.weights.default_config) if spec.weights is not None else {}
     given = dict(given or {})
+    if given and spec.weights is not None and spec.weights.config is None and not known:
+        raise ValueError(f"'{spec.name}' has nothing to configure, got config={given!r}. Leave config away.")
     found = read_config(path) if path is not None else {}
     for key, value in known.items():
         if key in found and key not in given and not _same(found[key], value):
@@ -424,13 +436,21 @@ def _read_all(spec: BackboneSpec, found: _Found) -> Mapping[str, Tensor]:
     tensors = read_checkpoint(mapped_file(spec, found.checkpoint))
     if not found.further:
         return tensors
-    merged = dict(tensors)  # maps, so that nothing is read
+    # Not a dictionary of tensors: of a format that is not mapped it would be all of them in memory.
+    places = {name: (tensors, name) for name in tensors}
     for prefix, path in found.further.items():
-        for name, tensor in read_checkpoint(mapped_file(spec, path)).items():
-            if prefix + name in merged:
+        part = read_checkpoint(mapped_file(spec, path))
+        for name in part:
+            if prefix + name in places:
                 raise WeightsError(f"{found.checkpoint} and {path} both hold '{prefix + name}'")
-            merged[prefix + name] = tensor
-    return merged
+            places[prefix + name] = (part, name)
+
+    def read(name: str) -> Tensor:
+        part, inside = places[name]
+        return part[inside]
+
+    infos = {name: part.infos[inside] for name, (part, inside) in places.items()}
+    return CheckpointTensors(found.checkpoint, infos, read)
 
 
 def _declared_rate(found: _Found) -> int | None:

@@ -6,6 +6,7 @@ meant of them is unpacked beside them; nothing of a package is ever installed or
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from audiation.cache import cache_dir
+from audiation.cache import cache_dir, whole_file, write_text
 from audiation.datasets.base import Download
 from audiation.fetching import FetchError, FetchProgress
 from audiation.fetching import fetch as fetch_url
@@ -30,6 +31,8 @@ from audiation.weights import OfficialFile, WeightsError, fetch, file_sha256, fi
 MANIFEST = "unpacked.json"
 MEMBERS = "unpacked"
 READ_BYTES = 1 << 22
+MAX_UNPACKED_BYTES = 1 << 35  # three times the largest published model
+SPARE_BYTES = 1 << 26  # left free on the disk
 
 Report = Callable[[FetchProgress], None]
 Run = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
@@ -57,7 +60,8 @@ def fetch_official(
         run: runs pip; None: as a subprocess with the user's configuration of it.
 
     Raises:
-        WeightsError: not here and not to be had, damaged, not the published archive, or a member that it lacks.
+        WeightsError: not here and not to be had, damaged, not the published archive, a member that it lacks, or one
+            that is too large or cannot be written.
         NotOnHubError: the Hub's repository has no such file.
     """
     if file.repo_id:
@@ -89,9 +93,8 @@ def folder_of(file: OfficialFile) -> Path:
 def check_unpacked(file: OfficialFile) -> list[str]:
     """What of an unpacked archive is missing or has changed since; [] where nothing has."""
     folder = folder_of(file)
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[file.member]
-    except (OSError, ValueError, KeyError, TypeError):
+    manifest = _known_members(folder).get(file.member)
+    if not manifest:
         return [f"{folder / MANIFEST} is missing or damaged"]
     problems = []
     for name, sha256 in manifest.items():
@@ -176,49 +179,79 @@ def _last_line(text: str) -> str:
 
 def _unpacked(file: OfficialFile, folder: Path) -> Path | None:
     """What was unpacked by an earlier call, if all of it is there."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[file.member]
-        if manifest and all((folder / MEMBERS / name).is_file() for name in manifest):
-            return folder / MEMBERS / file.member
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    manifest = _known_members(folder).get(file.member)
+    if manifest and all((folder / MEMBERS / name).is_file() for name in manifest):
+        return folder / MEMBERS / file.member
     return None
+
+
+def _known_members(folder: Path) -> dict[str, dict[str, str]]:
+    """Member -> file -> SHA-256 of what was unpacked. Of a damaged record what is whole: the rest is unpacked anew."""
+    try:
+        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {
+        member: files
+        for member, files in known.items()
+        if isinstance(files, dict) and all(isinstance(sha256, str) for sha256 in files.values())
+    }
 
 
 def _unpack(file: OfficialFile, archive: Path, folder: Path) -> Path:
     manifest: dict[str, str] = {}
     try:
         with zipfile.ZipFile(archive) as packed:
-            for info in packed.infolist():
-                inside = info.filename == file.member or (
-                    file.member.endswith("/") and info.filename.startswith(file.member)
-                )
-                if inside and not info.is_dir():
-                    _check_name(archive, info)
-                    manifest[info.filename] = _unpack_one(packed, info, folder / MEMBERS / info.filename)
+            wanted = [info for info in packed.infolist() if _is_meant(file, info)]
+            for info in wanted:
+                _check_name(archive, info)
+            _check_size(archive, sum(info.file_size for info in wanted), folder)
+            for info in wanted:
+                manifest[info.filename] = _unpack_one(packed, info, folder / MEMBERS / info.filename)
+        if manifest:
+            # Read now, not before: another process may have unpacked another member meanwhile.
+            known = _known_members(folder) | {file.member: manifest}
+            write_text(folder / MANIFEST, json.dumps(known, indent=1))
+    except OSError as error:
+        room = " Make room, or name another place in $AUDIATION_CACHE." if error.errno == errno.ENOSPC else ""
+        raise WeightsError(f"cannot unpack {archive} in {folder}: {error}.{room}") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
         raise WeightsError(f"{archive} is damaged ({error}). Delete it and fetch it again.") from error
     if not manifest:
         raise WeightsError(f"{archive} has no member {file.member}: it is not the published {file.filename}")
-    known = {}
-    if (folder / MANIFEST).is_file():
-        known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    partial = folder / f".{MANIFEST}"
-    partial.write_text(json.dumps(known | {file.member: manifest}, indent=1), encoding="utf-8")
-    partial.replace(folder / MANIFEST)
     return folder / MEMBERS / file.member
 
 
 def _unpack_one(packed: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> str:
     """Whole or not at all; returns the SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial, digest = target.with_name(f".{target.name}.partial"), hashlib.sha256()
-    with packed.open(info) as source, partial.open("wb") as sink:
+    digest = hashlib.sha256()
+    with packed.open(info) as source, whole_file(target) as sink:
         while block := source.read(READ_BYTES):
             digest.update(block)
             sink.write(block)
-    partial.replace(target)
     return digest.hexdigest()
+
+
+def _is_meant(file: OfficialFile, info: zipfile.ZipInfo) -> bool:
+    inside = file.member.endswith("/") and info.filename.startswith(file.member)
+    return (inside or info.filename == file.member) and not info.is_dir()
+
+
+def _check_size(archive: Path, num_bytes: int, folder: Path) -> None:
+    """What an archive says of its members' sizes binds: no more than that is ever read of them."""
+    if num_bytes > MAX_UNPACKED_BYTES:
+        raise WeightsError(
+            f"{archive} would be {num_bytes / 1e9:.1f} GB unpacked, which no published model is; not unpacked. "
+            "Delete it and fetch it again."
+        )
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + SPARE_BYTES:
+        raise WeightsError(
+            f"{archive} needs {num_bytes / 1e9:.1f} GB more in {folder}, and {free / 1e9:.1f} GB are free. Make room, "
+            "or name another place in $AUDIATION_CACHE."
+        )
 
 
 def _check_name(archive: Path, info: zipfile.ZipInfo) -> None:
@@ -228,3 +261,8 @@ def _check_name(archive: Path, info: zipfile.ZipInfo) -> None:
         raise WeightsError(
             f"{archive} holds {info.filename[:80]!r}, which is no file inside its folder; not unpacked"
         )
+    if info.compress_type not in (
+        zipfile.ZIP_STORED,
+        zipfile.ZIP_DEFLATED,
+    ):  # the others unpack without a bound
+        raise WeightsError(f"{archive} holds {info.filename[:80]!r} in an unusual compression; not unpacked")

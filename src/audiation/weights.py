@@ -185,6 +185,8 @@ def verify_file(
     """
     if expected.sha256 is None and expected.size_bytes is None:
         return
+    if not path.is_file():  # reading a pipe would never end
+        raise WeightsError(f"{path} is no file; {expected.filename} of {expected.place} is one")
     digest, size = file_sha256(path), path.stat().st_size
     if expected.sha256 is not None and digest == expected.sha256:
         return
@@ -312,8 +314,11 @@ def fuse_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Refuse tensors whose names or shapes are not those of `expected`. No values are read.
 
+    Floating numbers may have another width than expected; whole numbers in their place are no weights (quantised, or
+    another model's). Where `expected` is whole itself, and in torch's counts of batches, any type will do.
+
     Raises:
-        WeightsError: names the first missing, unexpected and mis-shaped tensors.
+        WeightsError: names the first missing, unexpected, mis-shaped and whole-numbered tensors.
     """
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]
@@ -322,10 +327,18 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         for name in expected
         if name in tensors and _shape(tensors, name) != tuple(expected[name].shape)
     ]
+    whole = [
+        f"'{name}' is {dtype}, expected {expected[name].dtype}"
+        for name in expected
+        if name in tensors
+        and expected[name].is_floating_point()
+        and not name.endswith("num_batches_tracked")  # layouts of shapes alone do not say that it is whole
+        and not (dtype := _dtype(tensors, name)).is_floating_point
+    ]
     found = [("missing", [f"'{n}'" for n in missing]), ("unexpected", [f"'{n}'" for n in unexpected])]
     problems = [
         f"{len(names)} {kind}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for kind, names in [*found, ("of another shape", misshaped)]
+        for kind, names in [*found, ("of another shape", misshaped), ("without floating numbers", whole)]
         if names
     ]
     if problems:
@@ -335,6 +348,10 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """Without reading the tensor where that is possible."""
     return tensors.infos[name].shape if isinstance(tensors, CheckpointTensors) else tuple(tensors[name].shape)
+
+
+def _dtype(tensors: Mapping[str, Tensor], name: str) -> torch.dtype:
+    return tensors.infos[name].dtype if isinstance(tensors, CheckpointTensors) else tensors[name].dtype
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

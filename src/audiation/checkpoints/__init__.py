@@ -78,15 +78,23 @@ def read_checkpoint(path: str | Path) -> CheckpointTensors:
 
 def checkpoint_kind(path: Path) -> CheckpointKind:
     """The format of a file, or of a TensorFlow checkpoint named by prefix or directory. Raises WeightsError."""
-    if not path.is_file() and (index := index_of(path)) is not None:
-        path = index
     try:
+        if not path.is_file() and (index := index_of(path)) is not None:
+            path = index
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise WeightsError(
+                f"cannot read {path}: it is a pipe or a device. Write it to a file and give its path"
+            )
         with path.open("rb") as stream:
             head = stream.read(512)
             stream.seek(max(0, stream.seek(0, 2) - len(MAGIC)))
             tail = stream.read()
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        raise WeightsError(f"cannot read {str(path)[:300]}: {error.strerror or error}") from error
+    except WeightsError:
+        raise
+    except ValueError as error:  # a name that no file can have
+        raise WeightsError(f"cannot read {str(path)!r}: {error}") from error
     text = head.lstrip()
     if not head:
         reason = "it is empty"

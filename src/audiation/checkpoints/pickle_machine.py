@@ -148,6 +148,8 @@ class Machine:
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise DamagedError("its pickle is damaged (a name that is no text)")
+        if len(module) + len(name) > MAX_LINE_BYTES:  # both may come from the memo, again and again
+            raise DamagedError("its pickle holds a name without end")
         text = f"{module}.{name}"
         if not is_allowed(module, name, text):
             raise UnsafePickleError(text[:200])

@@ -6,7 +6,6 @@ little-endian numbers. Everything is compared with its masked CRC32C. (baselines
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,12 +21,13 @@ from audiation.checkpoints.tensors import (
     TensorInfo,
     UnsupportedError,
     WeightsError,
+    tensor_of,
 )
 
 INDEX_SUFFIX = ".index"
 FOOTER_BYTES, TRAILER_BYTES = 48, 5  # a trailer: compression and checksum of a block
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-MAX_INDEX_BYTES, MAX_SHARDS, MAX_DIMENSIONS = 1 << 26, 4096, 64
+MAX_INDEX_BYTES, MAX_KEY_BYTES, MAX_SHARDS, MAX_DIMENSIONS = 1 << 26, 1 << 12, 4096, 64
 DTYPES = {
     1: torch.float32, 2: torch.float64, 3: torch.int32, 4: torch.uint8, 5: torch.int16, 6: torch.int8, 9: torch.int64,
     10: torch.bool, 14: torch.bfloat16, 19: torch.float16,
@@ -100,11 +100,10 @@ def read_bundle(index: Path) -> CheckpointTensors:
 
     def read(name: str) -> Tensor:
         entry = content.entries[name]
-        tensor = shards[entry.shard].tensor(entry.offset, infos[name])
-        octets = tensor.reshape(-1).view(torch.uint8).numpy()
-        if masked(crc32c(octets)) != entry.masked_crc:
+        octets = shards[entry.shard].octets(entry.offset, entry.num_bytes)
+        if masked(crc32c(octets.numpy())) != entry.masked_crc:
             raise DamagedError(f"the checksum differs in {shards[entry.shard].path.name}")
-        return tensor
+        return tensor_of(octets, infos[name])
 
     return CheckpointTensors(index, infos, read, left_out)
 
@@ -137,10 +136,14 @@ def _read_index(path: Path) -> _Index:
     reader = _Reader(footer)
     reader.varint(), reader.varint()  # the meta index, which is empty
     entries: dict[str, _Entry] = {}
-    num_shards = None
+    num_shards, last = None, 0
     for _, handle in _block(whole, reader.varint(), reader.varint()):
         place = _Reader(handle)
-        for key, value in _block(whole, place.varint(), place.varint()):
+        offset, num_bytes = place.varint(), place.varint()
+        if offset < last:  # else a few bytes could ask for one large block again and again
+            raise DamagedError("its blocks overlap")
+        last = offset + num_bytes
+        for key, value in _block(whole, offset, num_bytes):
             if key == b"":
                 num_shards = _num_shards(value)
                 continue
@@ -171,7 +174,7 @@ def _block(whole: bytes, offset: int, num_bytes: int) -> Iterator[tuple[bytes, b
     reader, key = _Reader(whole[offset : offset + stop]), b""
     while not reader.at_end:
         shared, unshared, length = reader.varint(), reader.varint(), reader.varint()
-        if shared > len(key):
+        if shared > len(key) or shared + unshared > MAX_KEY_BYTES:  # else keys in memory outgrow the file
             raise DamagedError("a block of it is damaged")
         key = key[:shared] + reader.take(unshared)
         yield key, reader.take(length)
@@ -205,7 +208,7 @@ def _entry(value: bytes) -> _Entry:
             sliced = True
         elif number in numbers and isinstance(content, int):
             numbers[number] = content
-    if len(shape) > MAX_DIMENSIONS or math.prod(shape) >= 1 << 62:
+    if len(shape) > MAX_DIMENSIONS:
         raise DamagedError("a tensor of it has an impossible shape")
     return _Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], numbers[6], sliced)
 

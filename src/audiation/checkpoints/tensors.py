@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 1 << 22
+MAX_TENSOR_BYTES = 1 << 62
 
 
 class WeightsError(ValueError):
@@ -31,10 +32,15 @@ class UnsupportedError(ValueError):
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """What is known of a tensor before it is read. DamagedError: dimensions that torch cannot count."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        # One dimension of 0 would hide the others: strides and conversions count with them all the same.
+        if math.prod(max(size, 1) for size in self.shape) * self.dtype.itemsize >= MAX_TENSOR_BYTES:
+            raise DamagedError("a tensor of it has an impossible shape")
 
     @property
     def num_bytes(self) -> int:
@@ -94,15 +100,17 @@ class ByteRange:
 
     def tensor(self, offset: int, info: TensorInfo) -> Tensor:
         """A contiguous little-endian tensor at `offset`, in memory of its own."""
-        self._check(offset, info.num_bytes)
-        flat = torch.empty(info.num_bytes, dtype=torch.uint8)
+        return tensor_of(self.octets(offset, info.num_bytes), info)
+
+    def octets(self, offset: int, num_bytes: int) -> Tensor:
+        """(num_bytes,) of uint8, in memory of its own."""
+        self._check(offset, num_bytes)
+        flat = torch.empty(num_bytes, dtype=torch.uint8)
         view, done = flat.numpy(), 0
-        for piece in self._pieces(offset, info.num_bytes):
+        for piece in self._pieces(offset, num_bytes):
             view[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
             done += len(piece)
-        if info.dtype is torch.bool:
-            return flat.ne(0).reshape(info.shape)  # other bytes than 0 and 1 are no bools
-        return flat.view(info.dtype).reshape(info.shape)
+        return flat
 
     def _check(self, offset: int, num_bytes: int) -> None:
         if offset < 0 or num_bytes < 0 or offset + num_bytes > self.num_bytes:
@@ -118,6 +126,13 @@ class ByteRange:
                 raise DamagedError("it became shorter while it was read")
             yield piece
             place += len(piece)
+
+
+def tensor_of(octets: Tensor, info: TensorInfo) -> Tensor:
+    """What the bytes of a contiguous little-endian tensor mean."""
+    if info.dtype is torch.bool:
+        return octets.ne(0).reshape(info.shape)  # other bytes than 0 and 1 are no bools
+    return octets.view(info.dtype).reshape(info.shape)
 
 
 def file_sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ order of the file) and then, for every key, the count of elements (int64) and th
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_zip(path: Path) -> CheckpointTensors:
     def read(name: str) -> Tensor:
         tensor = stored[name]
         size, record = tensor.storage.dtype.itemsize, places[f"{folder}data/{tensor.storage.key}"]
-        if record.offset % size:
+        if record.offset % size or tensor.storage.dtype is torch.bool:  # bytes of bools are made 0 and 1
             return _read_strided(data, record.offset, tensor)
         first = record.offset + (tensor.storage.start + tensor.offset) * size
         part = whole[first : first + tensor.span * size]
@@ -92,7 +93,9 @@ def read_legacy(path: Path) -> CheckpointTensors:
         raise DamagedError("it is a pickle, but none that torch.save wrote")
     protocol = read_pickle(data, magic.end)
     if protocol.value != LEGACY_PROTOCOL:
-        raise DamagedError(f"it has protocol {str(protocol.value)[:20]}, known is {LEGACY_PROTOCOL}")
+        # Containers are not shown: a few bytes can say one whose text fills the memory.
+        shown = str(protocol.value)[:20] if type(protocol.value) is int else f"a {_kind(protocol.value)}"
+        raise DamagedError(f"it has protocol {shown}, known is {LEGACY_PROTOCOL}")
     system = read_pickle(data, protocol.end)
     if not isinstance(system.value, dict) or system.value.get("little_endian") is not True:
         raise DamagedError("it was written on a big-endian machine, or says nothing of its byte order")
@@ -163,6 +166,7 @@ class _Record(NamedTuple):
 def _records(archive: zipfile.ZipFile, data: ByteRange) -> dict[str, _Record]:
     """Where the members lie. torch compresses none, and two that share bytes would be a trick."""
     places: dict[str, _Record] = {}
+    starts_and_ends: list[tuple[int, int]] = []
     for info in archive.infolist():
         if (
             info.compress_type != zipfile.ZIP_STORED
@@ -180,7 +184,9 @@ def _records(archive: zipfile.ZipFile, data: ByteRange) -> dict[str, _Record]:
                 f"its record {info.filename[:100]!r} reaches beyond the file, or is there twice"
             )
         places[info.filename] = record
-    if sum(record.num_bytes for record in places.values()) > data.num_bytes:
+        starts_and_ends.append((info.header_offset, record.offset + record.num_bytes))
+    starts_and_ends.sort()
+    if any(end > start for (_, end), (start, _) in itertools.pairwise(starts_and_ends)):
         raise DamagedError("its records overlap")
     return places
 
