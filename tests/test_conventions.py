@@ -190,5 +190,5 @@ def test_a_profile_has_the_convention_of_its_protocol(monkeypatch):
 
 
 def test_a_config_that_nothing_reads_is_refused():
-    with pytest.raises(ValueError, match="'musicnn-mtt' has nothing to configure, got config={'artist': 3}"):
+    with pytest.raises(ValueError, match="'musicnn-mtt' has nothing to configure"):
         load_backbone("musicnn-mtt", GOLDEN / "musicnn_mtt_weights.safetensors", config={"artist": 3})
