@@ -33,7 +33,7 @@ GRID_SLICE = "batch_size=64,weight_decay=0"  # 36 of the 216 configurations of j
 PRETRAINED, PRETRAINED_SLICE = "musicnn-msd", "batch_size=64,weight_decay=0,hidden_size=none"
 # No pre-trained transformer is small enough for a CPU and at hand without a download, so an untrained one is adapted.
 ADAPTED_BACKBONE, ADAPTED_TASK, METHODS = "musicfm-mini", "scores-key", ("probe", "lora:rank=8")
-ADAPTED_TRAINING = "steps=300,learning_rate=1e-3,precision=fp32,validate_every_steps=50"
+ADAPTED_TRAINING = "steps=200,learning_rate=1e-3,precision=fp32,validate_every_steps=50"
 # Questions about every frame: (backbone, task, metrics shown). No network is needed to hear where a note begins.
 FRAME_QUESTIONS = (
     ("onset-frames", "scores-beats", ("beat_f_70ms_per_track", "downbeat_f_70ms_per_track")),
