@@ -274,7 +274,7 @@ def test_the_convention_of_jukemir(tiny_tensors, tones):
     assert lengths == [25 * ONE_SECOND]
     model.use_convention("default")
     assert (model.convention, model.normalisation, model.min_samples) == ("default", "clip-peak", 256)
-    with pytest.raises(ValueError, match="no convention 'marble', only 'default' and 'jukemir'"):
+    with pytest.raises(ValueError, match="has the conventions default, jukemir, got 'marble'"):
         model.use_convention("marble")
 
 

@@ -251,7 +251,7 @@ def test_jukemir_refuses_short_clips_and_is_the_same_otherwise(mtt_tensors, mtt)
         assert torch.equal(backbone(clip).layers[0], mtt(clip).layers[0])
     backbone.use_convention("default")
     assert backbone.num_frames(512) == 1 and backbone.min_samples == 512
-    with pytest.raises(ValueError, match="no convention 'thesis', only 'default', 'jukemir'"):
+    with pytest.raises(ValueError, match="has the conventions default, jukemir, got 'thesis'"):
         backbone.use_convention("thesis")
 
 

@@ -97,7 +97,6 @@ def load_backbone(
     backbone.name = name
     if convention != "default":
         backbone.use_convention(convention)
-        backbone.convention = convention
         backbone.weights_hash = f"{backbone.weights_hash}{CONVENTION_MARK}{convention}"
     backbone.eval().to(device)
     set_precision(backbone, precision)

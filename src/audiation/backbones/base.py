@@ -108,7 +108,7 @@ class Backbone(nn.Module):
         unused_parameters: parameters that the published model counts, in the blocks that are here and their
             surroundings, but no forward pass reads; they are not registered.
         weights_hash: identifies the weights (a version string where there are none); stored with features.
-        convention: how clips are cut and normalised, one of its spec's conventions.
+        convention: how clips are cut and normalised, one of `conventions`, which its spec has too.
         precision: "fp32" or "bf16", what `forward` computes in; stored with features.
         arithmetic: what the device multiplies in; float32 for bf16 where it has no such instructions.
     """
@@ -134,6 +134,7 @@ class Backbone(nn.Module):
     weights_hash: str = "none"
     weights_source: str = "none needed"
     convention: str = "default"
+    conventions: tuple[str, ...] = ("default",)
     precision: str = "fp32"
     arithmetic: str = "fp32"
 
@@ -220,9 +221,12 @@ class Backbone(nn.Module):
 
     def use_convention(self, convention: str) -> None:
         """Cut and normalise clips as another convention does; before the first clip. Backbones that have several
-        override it. Raises ValueError for one that there is not."""
-        if convention != "default":
-            raise ValueError(f"'{self.name}' has no convention '{convention}', only 'default'")
+        extend it. Raises ValueError for one that there is not."""
+        if convention not in self.conventions:
+            raise ValueError(
+                f"'{self.name}' has the conventions {', '.join(self.conventions)}, got '{convention}'"
+            )
+        self.convention = convention
 
     def num_frames(self, num_samples: int) -> int:
         """Output frames for a clip of `num_samples`."""
@@ -338,6 +342,12 @@ class BackboneSpec:
     def can_be_cut(self) -> bool:
         """Whether `num_layers` may be less than all."""
         return self.has_encoder or self.has_blocks
+
+
+def check_one_layer(name: str, num_layers: int | None) -> None:
+    """ValueError where a backbone that has layer 0 alone is to be cut."""
+    if num_layers not in (None, 0):
+        raise ValueError(f"{name} has layer 0 only, so it cannot be cut to num_layers={num_layers}")
 
 
 BACKBONES: Registry[BackboneSpec] = Registry("backbone", "audiation.backbones")

@@ -24,7 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates, Pretraining
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    HiddenStates,
+    Pretraining,
+    check_one_layer,
+)
 from audiation.weights import OfficialFile, OfficialWeights, WeightsError, check_tensors
 
 Item = TypeVar("Item")
@@ -65,6 +72,8 @@ class Choi(Backbone):
     accepts_padding = True
     unused_parameters = len(POOLS) * CHANNELS
 
+    conventions = CONVENTIONS
+
     def __init__(self) -> None:
         super().__init__()
         self.name = "choi"
@@ -75,9 +84,7 @@ class Choi(Backbone):
 
     def use_convention(self, convention: str) -> None:
         """ "default": statistics of every clip; "jukemir": of the batch as given. ValueError for another one."""
-        if convention not in CONVENTIONS:
-            raise ValueError(f"choi has the conventions {', '.join(CONVENTIONS)}, got '{convention}'")
-        self.convention = convention
+        super().use_convention(convention)
         self.mixes_batch = convention == "jukemir"
 
     def forward(
@@ -220,7 +227,7 @@ def python2_shuffle(items: Sequence[Item], seed: int) -> list[Item]:
 @torch.inference_mode(mode=False)  # weights made in inference mode could not be trained, nor seen to change
 def build(num_layers: int | None = None, generator: torch.Generator | None = None) -> Choi:
     """Fresh weights from the generator (None: one with seed 0): Kaiming for the convolutions, norms that do nothing."""
-    _check_depth(num_layers)
+    check_one_layer("choi", num_layers)
     backbone = _without_values()
     generator = generator or torch.Generator().manual_seed(0)
     for block in backbone.blocks:
@@ -245,7 +252,7 @@ def from_published(
     Raises:
         ValueError: tensors missing, unknown or of a wrong shape, or `num_layers` other than 0.
     """
-    _check_depth(num_layers)
+    check_one_layer("choi", num_layers)
     paths: dict[str, str] = {}
     for path in tensors:
         leaf = path.rpartition("/")[2]
@@ -297,11 +304,6 @@ def _without_values() -> Choi:
     for block in backbone.blocks:
         block.to_empty(device="cpu")
     return backbone
-
-
-def _check_depth(num_layers: int | None) -> None:
-    if num_layers not in (None, 0):
-        raise ValueError(f"choi has layer 0 only, so it cannot be cut to num_layers={num_layers}")
 
 
 BACKBONES.add(

@@ -15,7 +15,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates, Normalisation
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    HiddenStates,
+    Normalisation,
+    check_one_layer,
+)
 
 
 class FrontEnd(Protocol):
@@ -107,7 +114,7 @@ def register(name: str, summary: str, make: Callable[[], ClipCNN], notes: tuple[
     """Add a network to the backbones. There are no weights of it but fresh ones, and those of the user's own file."""
 
     def build(num_layers: int | None = None, generator: torch.Generator | None = None) -> Backbone:
-        _check_depth(name, num_layers)
+        check_one_layer(name, num_layers)
         return fresh(make, generator)
 
     @torch.inference_mode(mode=False)
@@ -115,7 +122,7 @@ def register(name: str, summary: str, make: Callable[[], ClipCNN], notes: tuple[
         tensors: Mapping[str, Tensor], config: Mapping[str, Any], num_layers: int | None = None
     ) -> Backbone:
         """Tensors under the names of this package (`backbone.state_dict()`): nothing is published in another form."""
-        _check_depth(name, num_layers)
+        check_one_layer(name, num_layers)
         backbone = _without_values(make)
         backbone.load_state_dict(tensors)
         return backbone
@@ -145,8 +152,3 @@ def _without_values(make: Callable[[], ClipCNN]) -> ClipCNN:
         if any(p.is_meta for p in module.parameters(recurse=False)):
             module.to_empty(device="cpu", recurse=False)
     return backbone
-
-
-def _check_depth(name: str, num_layers: int | None) -> None:
-    if num_layers not in (None, 0):
-        raise ValueError(f"{name} has layer 0 only, so it cannot be cut to num_layers={num_layers}")

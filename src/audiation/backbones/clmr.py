@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates, Pretraining
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    HiddenStates,
+    Pretraining,
+    check_one_layer,
+)
 from audiation.backbones.derived import DerivesWeights, fold_batch_norm
 from audiation.weights import OfficialFile, OfficialWeights, WeightsError, check_tensors
 
@@ -51,6 +58,8 @@ class Clmr(Backbone):
     accepts_padding = True
     window_samples: int
 
+    conventions = CONVENTIONS
+
     def __init__(self) -> None:
         super().__init__()
         self.name = "clmr"
@@ -62,9 +71,7 @@ class Clmr(Backbone):
 
     def use_convention(self, convention: str) -> None:
         """ "default" or "jukemir", as at the head of this file. ValueError for another one."""
-        if convention not in CONVENTIONS:
-            raise ValueError(f"clmr has the conventions {', '.join(CONVENTIONS)}, got '{convention}'")
-        self.convention = convention
+        super().use_convention(convention)
         jukemir = convention == "jukemir"
         self.window_samples = self.hop_samples = JUKEMIR_WINDOW_SAMPLES if jukemir else WINDOW_SAMPLES
         self.frame_rate_hz = SAMPLE_RATE_HZ / self.window_samples
@@ -148,7 +155,7 @@ class SampleBlock(DerivesWeights):
 @torch.inference_mode(mode=False)  # weights made in inference mode could not be trained, nor seen to change
 def build(num_layers: int | None = None, generator: torch.Generator | None = None) -> Clmr:
     """Fresh weights from the generator (None: one with seed 0): Kaiming for the convolutions, norms that do nothing."""
-    _check_depth(num_layers)
+    check_one_layer("clmr", num_layers)
     backbone = _without_values()
     generator = generator or torch.Generator().manual_seed(0)
     for block in backbone.blocks:
@@ -175,7 +182,7 @@ def from_published(
     Raises:
         ValueError: tensors missing, unknown or of a wrong shape, or `num_layers` other than 0.
     """
-    _check_depth(num_layers)
+    check_one_layer("clmr", num_layers)
     paths = _encoder_names(tensors)
     backbone = _without_values()
     names = {official: own for own, official in _official_names(backbone).items()}
@@ -227,11 +234,6 @@ def _official_names(backbone: Clmr) -> dict[str, str]:
 def _without_values() -> Clmr:
     """A backbone whose parameters have storage but no values yet: no random number is drawn."""
     return outline().to_empty(device="cpu")
-
-
-def _check_depth(num_layers: int | None) -> None:
-    if num_layers not in (None, 0):
-        raise ValueError(f"clmr has layer 0 only, so it cannot be cut to num_layers={num_layers}")
 
 
 BACKBONES.add(

@@ -75,6 +75,8 @@ class Jukebox(Backbone):
     Raises ValueError for a depth that the model does not have.
     """
 
+    conventions = CONVENTIONS
+
     def __init__(
         self, config: PriorConfig, name: str, num_layers: int | None = None, streamed: bool = False
     ) -> None:
@@ -94,12 +96,8 @@ class Jukebox(Backbone):
         self.use_convention("default")
 
     def use_convention(self, convention: str) -> None:
-        if convention not in CONVENTIONS:
-            raise ValueError(
-                f"'{self.name}' has no convention '{convention}', only {' and '.join(map(repr, CONVENTIONS))}"
-            )
+        super().use_convention(convention)
         longest = self.config.max_samples
-        self.convention = convention
         if convention == "jukemir":
             self.normalisation, self.min_samples, self.max_seconds = "file-peak", longest, None
             self._coded_samples: int | None = round(JUKEMIR_SECONDS * self.sample_rate_hz)

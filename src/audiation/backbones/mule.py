@@ -27,7 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates, Pretraining
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    HiddenStates,
+    Pretraining,
+    check_one_layer,
+)
 from audiation.backbones.mule_network import FAST_WIDTHS, SLOW_WIDTHS, SlowFast, as_official, official_names
 from audiation.features import MEL_BREAK_HZ, MEL_SCALE
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors
@@ -190,7 +197,7 @@ def build(num_layers: int | None = None, generator: torch.Generator | None = Non
 
     No source says how the published ones began. With skip gains of 1, blocks have the variance that beta assumes.
     """
-    _check_depth(num_layers)
+    check_one_layer("mule", num_layers)
     backbone = _without_values()
     generator = generator or torch.Generator().manual_seed(0)
     for name, parameter in backbone.named_parameters():
@@ -214,7 +221,7 @@ def from_published(
     Raises:
         ValueError: tensors missing, unknown or of a wrong shape, or `num_layers` other than 0.
     """
-    _check_depth(num_layers)
+    check_one_layer("mule", num_layers)
     backbone = _without_values()
     names = official_names()
     found = {path: tensors[path].float() for path in tensors}
@@ -238,11 +245,6 @@ def _without_values() -> Mule:
     backbone = outline()
     backbone.network.to_empty(device="cpu")
     return backbone
-
-
-def _check_depth(num_layers: int | None) -> None:
-    if num_layers not in (None, 0):
-        raise ValueError(f"mule has layer 0 only, so it cannot be cut to num_layers={num_layers}")
 
 
 BACKBONES.add(

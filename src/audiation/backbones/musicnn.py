@@ -22,7 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from audiation.backbones.base import BACKBONES, Backbone, BackboneSpec, HiddenStates, Pretraining
+from audiation.backbones.base import (
+    BACKBONES,
+    Backbone,
+    BackboneSpec,
+    HiddenStates,
+    Pretraining,
+    check_one_layer,
+)
 from audiation.backbones.musicnn_layers import HOP_SAMPLES, SAMPLE_RATE_HZ, Front, LogMelOfHalf, Mid, Tagger
 from audiation.weights import OfficialFile, OfficialWeights, check_tensors
 
@@ -50,6 +57,8 @@ MSD_TAGS = (
     *("Hip-Hop", "70s", "party", "country", "easy listening", "sexy", "catchy", "funk", "electro"),
     *("heavy metal", "Progressive rock", "60s", "rnb", "indie pop", "sad", "House", "happy"),
 )
+
+CONVENTIONS = ("default", "jukemir")
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,8 @@ class Musicnn(Backbone):
         name: registry name.
         size: of the published model.
     """
+
+    conventions = CONVENTIONS
 
     def __init__(self, name: str, size: MusicnnSize) -> None:
         super().__init__()
@@ -137,11 +148,7 @@ class Musicnn(Backbone):
 
     def use_convention(self, convention: str) -> None:
         """ "default" or "jukemir"; ValueError for others."""
-        if convention not in CONVENTIONS:
-            raise ValueError(
-                f"'{self.name}' has no convention '{convention}', only {', '.join(map(repr, CONVENTIONS))}"
-            )
-        self.convention = convention
+        super().use_convention(convention)
         self.min_samples = MIN_WINDOW_SAMPLES if convention == "jukemir" else MIN_SAMPLES
 
     def num_frames(self, num_samples: int) -> int:
@@ -170,9 +177,6 @@ class Musicnn(Backbone):
         """`(N, T, F)` -> `(N, D)`. Pooled part by part: the parts are never put together in time."""
         parts = self.mid(self.front(windows_NTF))
         return torch.cat([p.mean(-1) for p in parts] + [p.amax(-1) for p in parts], dim=-1)
-
-
-CONVENTIONS = ("default", "jukemir")
 
 
 # Published names ------------------------------------------------------------------------------------------
@@ -229,7 +233,7 @@ def from_published(
         WeightsError: a variable that is missing, unknown, or of another shape (of the other size, for example).
         ValueError: `num_layers`.
     """
-    _check_depth(name, num_layers)
+    check_one_layer(name, num_layers)
     given = {key: tensors[key] for key in tensors if not _of_optimiser(key)}  # each is read once
     backbone = _without_values(name, size)
     own = backbone.state_dict()
@@ -279,7 +283,7 @@ def build(
 
     As TensorFlow's layers begin: Glorot's uniform weights, zero biases, norms that change nothing.
     """
-    _check_depth(name, num_layers)
+    check_one_layer(name, num_layers)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     backbone = _without_values(name, size)
     with torch.no_grad():
@@ -303,11 +307,6 @@ def _without_values(name: str, size: MusicnnSize) -> Musicnn:
         if any(t.is_meta for t in module.state_dict(keep_vars=True).values()):
             module.to_empty(device="cpu", recurse=False)
     return backbone
-
-
-def _check_depth(name: str, num_layers: int | None) -> None:
-    if num_layers not in (None, 0):
-        raise ValueError(f"{name} has layer 0 only, so it cannot be cut to num_layers={num_layers}")
 
 
 PAPER = "Pons & Serra: musicnn: Pre-trained convolutional neural networks for music audio tagging, ISMIR 2019"
