@@ -20,10 +20,11 @@ from audiation.adapter_files import save_adapter
 from audiation.audio import AudioError
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir
+from audiation.choices import parse_choices
 from audiation.datasets import Track
 from audiation.extraction import ExtractProgress
 from audiation.grid import GridProgress
-from audiation.methods import format_method, parse_choices
+from audiation.methods import format_method
 from audiation.protocols import AdaptProtocol
 from audiation.results import Trial, current_versions
 from audiation.splits import Split

@@ -19,10 +19,11 @@ from audiation.adapter_files import read_adapter_record
 from audiation.adapters import AdapterBank, check_place, load_adapter, save_adapter
 from audiation.audio import AudioError
 from audiation.bootstrap import Interval, bootstrap_interval
+from audiation.choices import parse_choices
 from audiation.datasets.labelled import read_labelled
 from audiation.distributed import this_rank
 from audiation.loading import load_backbone
-from audiation.methods import ParameterCount, format_method, inject, parse_choices, parse_method
+from audiation.methods import ParameterCount, format_method, inject, parse_method
 from audiation.methods.finetune import FineTune
 from audiation.results import current_versions
 from audiation.target_files import question_of

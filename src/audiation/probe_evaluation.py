@@ -17,8 +17,8 @@ from audiation.adapted_evaluation import EvaluationProgress, Outcome
 from audiation.adapter_files import save_adapter
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir
+from audiation.choices import parse_choices
 from audiation.grid import GridFit, GridProgress, train_grid
-from audiation.methods import parse_choices
 from audiation.model_cost import cost_line
 from audiation.probe import WEIGHTED_SUM, Layer, ProbeConfig, ProbeFit, ProbeSchedule
 from audiation.probe_scores import ValidationScorer, track_logits

@@ -12,7 +12,8 @@ from typing import Any
 from audiation.adapted_evaluation import EvaluationProgress, Outcome
 from audiation.backbones import Backbone
 from audiation.cache import cache_dir
-from audiation.methods import format_method, parse_choices
+from audiation.choices import parse_choices
+from audiation.methods import format_method
 from audiation.metrics_separation import STEMS
 from audiation.protocols import SeparationProtocol
 from audiation.results import current_versions

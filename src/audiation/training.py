@@ -112,8 +112,9 @@ def fit(
 
     Can be killed at any moment and called again: it goes on from the last checkpoint in `run_dir` and ends with the
     same bits as a run that was never killed (with as many threads and processes; on CUDA, as far as torch's kernels
-    repeat themselves). A finished run gives its report at once. Saved are the parameters that require gradients, and
-    the running statistics of batch norms in training mode; nothing else in `module` may change from step to step.
+    repeat themselves). A finished run gives its report at once. Saved is what `trainable_state` names; nothing else in
+    `module` may change from step to step. A module with a method `after_step(step)` has it called after every step, on
+    every rank: what moves without gradients (an averaged teacher) moves there.
 
     Several processes: start them with torchrun and call this inside `with process_group(device) as device:`.
     Micro-batch i of a step goes to rank i modulo their number; rank 0 alone validates, reports and writes files, and
@@ -163,6 +164,7 @@ class _Loop:
     ) -> None:
         self.step, self.module, self.config, self.rank = step, step.module, step.config, step.rank
         self.batches, self.folder, self.validate, self.progress = batches, folder, validate, progress
+        self.after_step: Callable[[int], None] | None = getattr(self.module, "after_step", None)
         self.selection = Selection(self.config)
         self.first_step = self.steps_done = self.saved_step = 0
         self.seconds_before = self.train_seconds = 0.0  # up to this call, up to the last checkpoint
@@ -224,6 +226,8 @@ class _Loop:
             totals = self.step.take(self.steps_done, micro_batches, reductions)
         except NotFiniteError as found:
             raise self._diverged(found) from None
+        if self.after_step is not None:
+            self.after_step(self.steps_done)
         self.steps_done += 1
         if self.log is not None:
             values = {"loss": totals.loss, "learning_rate": learning_rate, "grad_norm": totals.grad_norm}

@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class TrainConfig:
     seed: int = 0
     tensorboard: bool = False
 
+    schedules: ClassVar[tuple[str, ...]] = ("constant", "cosine", "plateau")
     # Fields that a resumed run may have otherwise, because no result depends on them. Subclasses add theirs.
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every_steps", "checkpoint_every_seconds", "tensorboard"}
@@ -99,7 +102,7 @@ class TrainConfig:
 
     def _check_choices(self) -> None:
         allowed = {
-            "schedule": ("constant", "cosine", "plateau"),
+            "schedule": self.schedules,
             "precision": ("fp32", "bf16"),
             "keep": ("best", "last"),
         }
@@ -136,6 +139,10 @@ class TrainConfig:
         if self.schedule == "plateau":
             return max(base * self.plateau_factor**num_reductions, floor)
         return base
+
+    def make_adam(self, groups: list[dict[str, Any]]) -> torch.optim.Adam:
+        """The optimiser of groups of parameters. Fused: the default makes a pass over memory for each operation."""
+        return torch.optim.Adam(groups, weight_decay=self.weight_decay, fused=True)
 
     def base_learning_rates(self, names: Iterable[str]) -> dict[str, float]:
         """Name of every trained parameter -> its learning rate before the schedule.

@@ -37,8 +37,8 @@ class RunFolderError(ValueError):
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Copies, on the CPU, of what training changes: parameters that require gradients, and the running statistics of
-    batch norms in training mode."""
+    """Copies, on the CPU, of what training changes: parameters that require gradients, the running statistics of batch
+    norms in training mode, and all of the modules whose `kept_in_checkpoints` is true."""
     return {name: tensor.to("cpu", copy=True) for name, tensor in trainable_tensors(module).items()}
 
 
@@ -73,7 +73,17 @@ def load_trainable_state(module: nn.Module, state: Mapping[str, Tensor]) -> None
 def trainable_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors themselves that `trainable_state` copies."""
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    return trained | _batch_norm_tensors(module, also_eval=False)
+    return trained | _batch_norm_tensors(module, also_eval=False) | _kept_tensors(module)
+
+
+def _kept_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All of the modules that say so (`kept_in_checkpoints`): codebooks, averaged teachers, which no gradient moves."""
+    return {
+        f"{name}.{key}" if name else key: tensor.detach()
+        for name, part in module.named_modules()
+        if getattr(part, "kept_in_checkpoints", False)
+        for key, tensor in part.state_dict(keep_vars=True).items()
+    }
 
 
 def batch_norms_in_training(module: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:

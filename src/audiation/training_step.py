@@ -19,11 +19,12 @@ from audiation.training_state import listed
 
 @dataclass(frozen=True)
 class Loss:
-    """sum: scalar with gradient; count: how many terms it sums; parts: named means of these terms, for the log."""
+    """sum: scalar with gradient; count: how many terms it sums; parts: named means of these terms, for the log, as
+    numbers or scalar tensors (for which the host does not wait)."""
 
     sum: Tensor
     count: Tensor
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float | Tensor] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -210,13 +211,13 @@ class _MicroBatchLoss:
 
     sum: Tensor
     count: Tensor
-    parts: dict[str, float]
+    parts: Mapping[str, float | Tensor]
     names: tuple[str, ...]
 
     def row(self, parts: tuple[str, ...], device: torch.device) -> Tensor:
         """`(2 + parts,)` float64 that can be added: sum, count, and the parts times the count."""
         count = self.count.to(device, torch.float64)
-        weighted = [count * self.parts[name] for name in parts]
+        weighted = [count * torch.as_tensor(self.parts[name]).to(count) for name in parts]
         return torch.stack([self.sum.to(device, torch.float64), count, *weighted])
 
 
@@ -235,11 +236,11 @@ def _of_all(losses: list[_MicroBatchLoss]) -> str:
 
 
 def _adam(trained: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Adam:
-    """A group per learning rate. Fused: the default makes a pass over memory for each of its operations."""
+    """A group per learning rate."""
     members = defaultdict[float, list[nn.Parameter]](list)
     for name, rate in config.base_learning_rates(trained).items():
         members[rate].append(trained[name])
     groups = [
         {"params": parameters, "lr": rate, "base_learning_rate": rate} for rate, parameters in members.items()
     ]
-    return torch.optim.Adam(groups, weight_decay=config.weight_decay, fused=True)
+    return config.make_adam(groups)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiation.backbones.encoder import Encoder
+from audiation.features import LogMel
 from audiation.registry import Registry
 
 
@@ -283,6 +284,20 @@ class Backbone(nn.Module):
             )
         stop = last_layer if last_layer is not None else (max(wanted) if wanted else self.num_layers)
         return (wanted if wanted is not None else set(range(stop + 1))), stop
+
+
+@runtime_checkable
+class SpectrumStem(Protocol):
+    """A stem that makes a normalised spectrum on its way, which can be masked before it goes on.
+
+    features: waveform `(B, S)` -> `(B, M, T of the spectrum)` float32. project: that -> `(B, T, D)`.
+    """
+
+    mel: LogMel
+
+    def features(self, waveform: Tensor) -> Tensor: ...
+
+    def project(self, mel_BMT: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)

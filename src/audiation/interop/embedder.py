@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES
+from audiation.choices import parse_choices
 from audiation.inference import ChunkPolicy, run_clip
 from audiation.loading import load_backbone
-from audiation.methods.base import parse_choices
 from audiation.own_backbones import MARK, is_own_backbone
 
 CHUNKS_AT_ONCE = 4

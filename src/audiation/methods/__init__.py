@@ -8,7 +8,6 @@ from audiation.methods.base import (
     format_method,
     inject,
     merge,
-    parse_choices,
     parse_method,
     set_modes,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "format_method",
     "inject",
     "merge",
-    "parse_choices",
     "parse_method",
     "set_modes",
 ]

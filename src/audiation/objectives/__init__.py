@@ -1,7 +1,19 @@
-"""Pre-training objectives: masked prediction and its relatives. There is none yet."""
+"""Pre-training objectives: what a backbone is asked about audio that nobody has labelled. One file per objective."""
 
-from typing import Any
+from audiation.objectives.base import (
+    OBJECTIVES,
+    Objective,
+    ObjectiveSettings,
+    PretrainBatch,
+    format_objective,
+    parse_objective,
+)
 
-from audiation.registry import Registry
-
-OBJECTIVES: Registry[type[Any]] = Registry("objective", "audiation.objectives")
+__all__ = [
+    "OBJECTIVES",
+    "Objective",
+    "ObjectiveSettings",
+    "PretrainBatch",
+    "format_objective",
+    "parse_objective",
+]

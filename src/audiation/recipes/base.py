@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from audiation.choices import parse_choices
 from audiation.console import evaluate_with_progress
-from audiation.methods import parse_choices
 from audiation.protocols import PROTOCOLS
 from audiation.registry import Registry
 from audiation.results import Result, ResultError, current_versions
