@@ -58,7 +58,7 @@ def test_version(monkeypatch, capsys):
         ("datasets", ["scores", "gtzan"]),
         ("methods", ["probe"]),
         ("protocols", ["jukemir-single", "marble-constrained"]),
-        ("objectives", ["No objectives yet"]),
+        ("objectives", ["best_rq"]),
     ],
 )
 def test_list(monkeypatch, capsys, kind, expected):

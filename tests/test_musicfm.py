@@ -21,7 +21,12 @@ from audiation.backbones import musicfm as module
 from audiation.backbones.conformer import ConformerConfig, rotary_frequencies
 from audiation.backbones.derived import DerivesWeights
 from audiation.backbones.musicfm import FMA, MSD, MusicFM, from_published
-from audiation.backbones.musicfm_checkpoint import our_name, published_layout, published_parameters
+from audiation.backbones.musicfm_checkpoint import (
+    official_tensors,
+    our_name,
+    published_layout,
+    published_parameters,
+)
 from audiation.backbones.precision import set_precision
 from detgen import musicfm_tensor, waveform
 
@@ -513,3 +518,11 @@ def test_the_mel_spectrum_is_float32_whatever_surrounds_it(
         assert torch.equal(model.stem.mel(golden["io.wav"]), expected)
     model.to(dtype)
     assert torch.equal(model.stem.mel(golden["io.wav"]), expected)
+
+
+def test_tensors_go_back_to_their_official_names(model: MusicFM, tensors: dict[str, Tensor]) -> None:
+    written = official_tensors(model.state_dict(), model.encoder.config)
+    for name, tensor in written.items():
+        assert torch.equal(tensor, tensors[name].to(tensor.dtype)), name
+    again = from_published(written, {})
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))

@@ -46,6 +46,7 @@ class ConformerEncoder(Encoder):
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
+        self.config = config
         rotary = Rotary(config.dim // config.num_heads)
         self.blocks = nn.ModuleList(ConformerBlock(config, rotary) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.dim)

@@ -200,6 +200,27 @@ def our_tensors(checkpoint: Checkpoint, num_layers: int) -> dict[str, Tensor]:
     return state
 
 
+def official_tensors(state: Mapping[str, Tensor], config: ConformerConfig) -> dict[str, Tensor]:
+    """The inverse of `our_tensors`: our state dict under the official names, with "model." before them.
+
+    With it goes the table of rotary frequencies, which tells the number of heads. Tensors that no forward pass reads
+    are not there.
+    """
+    channels = len(state["stem.blocks.0.conv1.weight"])
+    official: dict[str, Tensor] = {FREQUENCIES: rotary_frequencies(config.dim // config.num_heads)}
+    for name in published_layout(config, channels):
+        ours = our_name(name)
+        if ours is None:
+            continue
+        tensor = state[ours]
+        if "pointwise" in ours:
+            tensor = tensor.unsqueeze(-1)
+        elif ours == "stem.projection.weight":
+            tensor = tensor.unflatten(1, (-1, channels)).transpose(1, 2).flatten(1)
+        official[name] = tensor
+    return {f"model.{name}": tensor.detach().contiguous().clone() for name, tensor in official.items()}
+
+
 def _sizes(tensors: Mapping[str, Tensor]) -> tuple[ConformerConfig, int]:
     """Sizes and number of stem channels, read off the tensors that show them."""
     first = "conformer.layers.0"

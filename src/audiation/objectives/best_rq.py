@@ -7,6 +7,7 @@ codebooks, `C` codes.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from audiation.objectives.base import (
     encode,
     fresh_linear,
 )
+from audiation.objectives.mel_rvq import MelRvq
 from audiation.objectives.quantisers import SEED, RandomProjectionQuantiser
 from audiation.training import Loss
 
@@ -32,6 +34,10 @@ FFT_SAMPLES, NUM_MEL_BANDS = 2048, 128
 # Mean and deviation in dB for spectra of backbones that have no corpus statistics of their own: those of the Million
 # Song Dataset that MusicFM was published with (spec (a)).
 MEAN_DB, STD_DB = 6.768444971712967, 18.417922652295623
+QUANTISERS: dict[str, type[RandomProjectionQuantiser] | type[MelRvq]] = {
+    "random-projection": RandomProjectionQuantiser,
+    "mel-rvq": MelRvq,
+}
 
 
 @OBJECTIVES.register("best_rq")
@@ -48,6 +54,8 @@ class BestRq:
     noise_std: of the noise that fills masked windows; of the waveform, or of normalised mel frames.
     mask_at: "waveform" (published): spectra at the edges of a window mix music and noise. "mel": the spectrum is
         computed once for target and input, and whole mel frames are replaced; only where the stem takes a spectrum.
+    quantiser: "random-projection" (published), or "mel-rvq", which `prepare` fits to the corpus (MuQ, with
+        codebook_size=1024 and num_codebooks=8).
     """
 
     codebook_size: int = 4096
@@ -58,6 +66,7 @@ class BestRq:
     mask_probability: float = 0.6
     noise_std: float = 0.1
     mask_at: Literal["waveform", "mel"] = "waveform"
+    quantiser: Literal["random-projection", "mel-rvq"] = "random-projection"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_probability <= 1.0:
@@ -69,6 +78,8 @@ class BestRq:
                 f"best_rq: window_seconds must be positive and noise_std not negative, got {self.window_seconds} and "
                 f"{self.noise_std}"
             )
+        if self.quantiser not in QUANTISERS:
+            raise ValueError(f"best_rq: quantiser is one of {', '.join(QUANTISERS)}, got {self.quantiser!r}")
         if self.mask_at not in ("waveform", "mel"):
             raise ValueError(f"best_rq: mask_at is 'waveform' or 'mel', got {self.mask_at!r}")
 
@@ -121,7 +132,7 @@ class BestRqObjective(Objective):
         spectrum = self.mel if stem is None else stem.mel
         assert spectrum is not None
         self.stacked_frames = backbone.hop_samples // spectrum.hop_samples
-        self.quantiser = RandomProjectionQuantiser(
+        self.quantiser: RandomProjectionQuantiser | MelRvq = QUANTISERS[settings.quantiser](
             self.stacked_frames * spectrum.num_bands,
             settings.codebook_size,
             settings.num_codebooks,
@@ -140,6 +151,12 @@ class BestRqObjective(Objective):
         logits = self.head(x_KD).float().unflatten(-1, (self.quantiser.num_codebooks, -1))  # (K, Q, C)
         targets_KQ = tokens_QBT[..., :num_frames].permute(1, 2, 0)[masked.frames[:, : tokens_QBT.shape[-1]]]
         return self._loss(logits, targets_KQ, masked)
+
+    def prepare(self, backbone: Backbone, crops: Iterable[Tensor]) -> None:
+        """Fit a quantiser that is fitted to the corpus, to crops of it, each `(B, S)`; an hour of music is plenty."""
+        if isinstance(self.quantiser, MelRvq):
+            stacked = [self.stacked(self.spectrum(backbone, crop)).flatten(0, 1).cpu() for crop in crops]
+            self.quantiser.fit(torch.cat(stacked))
 
     def spectrum(self, backbone: Backbone, waveform: Tensor) -> Tensor:
         """`(B, S)` -> `(B, M, T of the spectrum)` float32, normalised."""
