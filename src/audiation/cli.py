@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from audiation import pretrain_commands, pretrain_view_commands
 from audiation.check_backbone_commands import check_backbone
 from audiation.compare_commands import compare_features
 from audiation.leaderboard_commands import leaderboard
@@ -448,6 +449,18 @@ def weights(
     weights_commands.weights(action, name, allow_unverified_hash)
 
 
+PRETRAIN = {
+    "run": pretrain_commands.run,
+    "show": pretrain_view_commands.show,
+    "compare": pretrain_view_commands.compare,
+}
+
+
+def pretrain() -> None:
+    """Pre-train a backbone on a corpus, look at a run, compare runs: `audiation pretrain run|show|compare --help`."""
+    raise ValueError(f"say what to do: audiation pretrain {'|'.join(PRETRAIN)}, each with --help")
+
+
 def main() -> None:
     """Entry point of `audiation`. User errors print one message and exit with 2."""
     if sys.argv[1:] == ["--version"]:
@@ -456,6 +469,10 @@ def main() -> None:
         print(f"audiation {__version__}")
         return
     try:
+        if sys.argv[1:2] == ["pretrain"] and len(sys.argv) > 2:  # commands of its own
+            arguments = sys.argv[2:]
+            tyro.extras.subcommand_cli_from_dict(PRETRAIN, prog="audiation pretrain", args=arguments)
+            return
         tyro.extras.subcommand_cli_from_dict(
             {
                 "demo": demo,
@@ -475,6 +492,7 @@ def main() -> None:
                 "tag": tag,
                 "weights": weights,
                 "protocols": protocols,
+                "pretrain": pretrain,
                 "export-peft": export_peft,
             },
             prog="audiation",

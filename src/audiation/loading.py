@@ -103,6 +103,22 @@ def load_backbone(
     return backbone
 
 
+def published_checkpoint(name: str, weights: str | Path | None = None) -> Mapping[str, Tensor]:
+    """All tensors of a checkpoint under their published names, also heads and codebooks, which no forward pass reads.
+
+    Args:
+        weights: as in `load_backbone`, but not "random".
+
+    Raises:
+        UnknownNameError, WeightsError: as `load_backbone`.
+        ValueError: a backbone without weights.
+    """
+    spec = BACKBONES[name]
+    if spec.from_published is None or weights == "random":
+        raise ValueError(f"there is no checkpoint of '{name}' with weights={weights!r}")
+    return _read_all(spec, _find(spec, weights, None, False))
+
+
 def convention_of(weights_hash: str) -> str:
     """The convention that a recorded hash was made under."""
     return weights_hash.partition(CONVENTION_MARK)[2] or "default"

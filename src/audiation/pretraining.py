@@ -1,22 +1,52 @@
-"""Backbone + objective + corpus -> a pre-trained backbone.
+"""Backbone + objective + corpus -> a pre-trained backbone, as a folder that `load_backbone` reads.
 
-`Pretraining` is the root module: what several processes wrap, what a checkpoint holds. Its forward gives a `Loss`.
+`Pretraining` is the root module: what several processes train, what a checkpoint holds. Its forward gives a `Loss`.
+
+    run.json, checkpoint.pt, log.jsonl   of `training.fit`
+    backbone/                            model.safetensors and config.json, under published names where there are any
+    objective.safetensors                heads, codebooks, mask vector and teacher, to go on from
+    pretraining.json                     the run, the corpus, what it cost
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from audiation.backbones import Backbone
-from audiation.objectives import Objective, PretrainBatch
-from audiation.training import Loss
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from audiation.backbones import BACKBONES, Backbone
+from audiation.backbones.hubert_layout import HubertBackbone, official_names
+from audiation.backbones.musicfm import MusicFM
+from audiation.backbones.musicfm_checkpoint import official_tensors
+from audiation.cache import whole_file, write_text
+from audiation.corpus import Corpus, CropBatches
+from audiation.distributed import this_rank
+from audiation.loading import load_backbone, published_checkpoint
+from audiation.methods import inject, merge
+from audiation.objectives import Objective, PretrainBatch, parse_objective
+from audiation.objectives.best_rq import BestRqObjective
+from audiation.pretrain_run import PretrainRun
+from audiation.pretrain_throughput import note_machine
+from audiation.probe_hook import ProbeHook
+from audiation.provenance import current_hardware
+from audiation.training import Loss, TrainingProgress, fit
+from audiation.weights import tensors_hash
+
+PREPARE_CROPS = 256  # that an objective may be fitted to before the first step
+BACKBONE, OBJECTIVE, RECORD = "backbone", "objective.safetensors", "pretraining.json"
 
 
 class Pretraining(nn.Module):
-    """A backbone and the objective it is trained with, in training mode.
+    """A backbone and the objective it is trained with.
 
-    Everything that is trained requires gradients: the whole backbone, and what the objective trains.
+    What requires gradients is trained; a teacher inside the objective does not.
     """
 
     def __init__(self, backbone: Backbone, objective: Objective) -> None:
@@ -29,3 +59,207 @@ class Pretraining(nn.Module):
     def after_step(self, step: int) -> None:
         """After optimiser step `step` (the first is 0): what no gradient moves, like the average of a teacher."""
         self.objective.after_step(self.backbone, step)
+
+
+@dataclass(frozen=True)
+class PretrainReport:
+    """How a run ended. audio_hours: of crops that were heard, over all epochs. seconds: of training."""
+
+    run_dir: Path
+    backbone_dir: Path
+    steps: int
+    audio_hours: float
+    seconds: float
+
+
+def pretrain(
+    run: PretrainRun,
+    corpus_dir: str | Path,
+    run_dir: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[TrainingProgress], None] | None = None,
+    probe: str | None = None,
+    probe_every_steps: int = 1000,
+    data_root: Path | None = None,
+    metadata_root: Path | None = None,
+) -> PretrainReport:
+    """Train, and write the backbone. Can be killed at any moment and called again (`training.fit`).
+
+    Several processes: inside `with process_group(device) as device:`, as for `fit`.
+
+    Args:
+        corpus_dir: what `audiation corpus build` made, at the rate of the backbone.
+        run_dir: folder of this run alone.
+        probe: task of the benchmark that is probed every `probe_every_steps` (`probe_hook.ProbeHook`), with its
+            `data_root` and `metadata_root`; it changes nothing in the training.
+
+    Raises:
+        ValueError: a corpus of another name or rate, without crops long enough, or without the stored targets that the
+            objective asks for; choices that do not go together.
+        DivergedError, RunFolderError: as `fit`.
+    """
+    run_dir, corpus = Path(run_dir), Corpus(corpus_dir)
+    model = assemble(run)
+    check_corpus(run, model.backbone, corpus)
+    batches = CropBatches(
+        corpus,
+        run.crop_seconds,
+        run.train.micro_batch_size or run.train.batch_size,
+        run.train.num_micro_batches,
+        run.train.seed,
+        targets=parse_objective(run.objective).targets,
+    )
+    model.objective.prepare(model.backbone, _crops(batches))
+    target = torch.device(device)
+    if this_rank().is_first:
+        note_machine(
+            run_dir,
+            model.backbone,
+            crop_seconds=run.crop_seconds,
+            batch_size=run.train.batch_size,
+            precision=run.train.precision,
+            device=str(target),
+            num_processes=this_rank().count,
+        )
+    hook: ProbeHook | None = None
+    if probe is not None and this_rank().is_first:
+        hook = ProbeHook(
+            model.backbone,
+            run_dir,
+            probe,
+            probe_every_steps,
+            data_root=data_root,
+            metadata_root=metadata_root,
+        )
+        hook.prepare()
+
+    def after(standing: TrainingProgress) -> None:
+        if hook is not None:
+            hook(standing.step)
+        if progress is not None:
+            progress(standing)
+
+    report = fit(
+        model,
+        lambda module, batch, generator: module(batch.to(generator.device), generator),
+        batches,
+        run.train,
+        run_dir,
+        device=target,
+        progress=after,
+        identity={
+            "run": run.to_json(),
+            "corpus": f"{corpus.name}, {corpus.hours:.2f} h, {corpus.hash}",
+            "weights": model.backbone.weights_hash,
+        },
+    )
+    hours = report.last_step * run.train.batch_size * run.crop_seconds / 3600
+    ended = PretrainReport(run_dir, run_dir / BACKBONE, report.last_step, hours, report.train_seconds)
+    if this_rank().is_first:
+        save_pretrained(model, run, run_dir)
+        record = {
+            "run": json.loads(run.to_json()),
+            "corpus": {"name": corpus.name, "hours": round(corpus.hours, 3), "hash": corpus.hash},
+            "steps": ended.steps,
+            "audio_hours": round(hours, 3),
+            "train_seconds": round(report.train_seconds, 1),
+            "hardware": current_hardware(str(device)),
+            "weights_hash": tensors_hash(model.backbone.state_dict()),
+        }
+        write_text(run_dir / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
+    return ended
+
+
+def assemble(run: PretrainRun) -> Pretraining:
+    """Backbone and objective of a run before its first step, in training mode; what is trained requires gradients.
+
+    Raises:
+        UnknownNameError, ValueError, WeightsError: choices that are not there or do not go together.
+    """
+    generator = torch.Generator().manual_seed(run.train.seed)
+    backbone = _backbone(run, generator)
+    objective = parse_objective(run.objective).build(backbone, generator)
+    if isinstance(objective, BestRqObjective) and objective.settings.codes == "checkpoint":
+        if run.weights == "random":
+            raise ValueError(
+                "best_rq:codes=checkpoint goes on with the codes of a checkpoint, and the weights are random"
+            )
+        objective.take_over(published_checkpoint(run.backbone, run.weights))
+    if run.method != "finetune":
+        inject(backbone, run.method, generator)
+    return Pretraining(backbone, objective).train()
+
+
+def check_corpus(run: PretrainRun, backbone: Backbone, corpus: Corpus) -> None:
+    """Raises ValueError where the corpus is not what the run and its backbone need."""
+    if run.corpus and run.corpus != corpus.name:
+        raise ValueError(f"the run is about corpus '{run.corpus}', and this is '{corpus.name}'")
+    if corpus.sample_rate_hz != backbone.sample_rate_hz:
+        raise ValueError(
+            f"{run.backbone} hears {backbone.sample_rate_hz} Hz, and corpus '{corpus.name}' has "
+            f"{corpus.sample_rate_hz} Hz. Build it with `audiation corpus build ... --rate {backbone.sample_rate_hz}`."
+        )
+    if run.crop_seconds * backbone.sample_rate_hz < backbone.min_samples:
+        raise ValueError(
+            f"crops of {run.crop_seconds:g} s are shorter than what {run.backbone} hears at least"
+        )
+
+
+def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> None:
+    """Write backbone and objective into the folder of a run, each file as a whole.
+
+    The backbone is merged where a method was put into it and can be folded.
+    """
+    backbone = model.backbone if model.backbone.adapted_with is None else merge(model.backbone)
+    tensors, config = _published(backbone, run)
+    directory = directory / BACKBONE
+    _save(tensors, directory / "model.safetensors")
+    write_text(directory / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
+    _save(model.objective.state_dict(), directory.parent / OBJECTIVE)
+
+
+def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
+    if run.backbone not in BACKBONES:
+        if run.weights != "random":
+            raise ValueError(
+                f"'{run.backbone}' is an architecture, of which there are no official weights. Take weights='random', "
+                "or name a backbone."
+            )
+        raise ValueError(f"unknown backbone '{run.backbone}'")
+    if run.weights == "random":
+        return load_backbone(run.backbone, "random", seed=run.train.seed)
+    return load_backbone(run.backbone, run.weights)
+
+
+def _published(backbone: Backbone, run: PretrainRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and config as `load_backbone` reads them."""
+    state = backbone.state_dict()
+    if isinstance(backbone, HubertBackbone):
+        config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(backbone.config).items()}
+        return {official: state[own] for official, own in official_names(backbone)}, config
+    if isinstance(backbone, MusicFM):
+        statistics = backbone.stem.statistics
+        config = {"melspec_2048_mean": statistics.mean_db, "melspec_2048_std": statistics.std_db}
+        return official_tensors(state, backbone.encoder.config), config
+    raise ValueError(
+        f"'{run.backbone}' cannot be written under published names, so it cannot be pre-trained here"
+    )
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as stream:
+        stream.write(save(whole))
+
+
+def _crops(batches: CropBatches) -> Iterator[Tensor]:
+    """The first crops of the corpus, which an objective may be fitted to."""
+    given = 0
+    for step in itertools.count():
+        for index in range(batches.num_micro_batches):
+            if given >= PREPARE_CROPS:
+                return
+            waveform = batches.micro_batch(step, index).waveform
+            given += len(waveform)
+            yield waveform

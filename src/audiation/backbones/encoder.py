@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -95,11 +95,19 @@ class Encoder(nn.Module):
         return x_BTD
 
     def layers(
-        self, x_BTD: Tensor, valid_BT: Tensor | None = None, last: int | None = None
+        self,
+        x_BTD: Tensor,
+        valid_BT: Tensor | None = None,
+        last: int | None = None,
+        layer_drop: float = 0.0,
     ) -> Iterator[Tensor]:
         """Yield layer 0, 1, ..., `last` (default: all), each `(B, T, D)`; stopping early costs nothing more.
 
         With P prompts there are P + T positions, the prompts first. `valid_BT` covers the T frames.
+
+        layer_drop: probability with which a block is left out, in training mode only: the stream passes it as it is,
+            for the whole batch. The coins are of torch's global stream on the CPU. A block that is left out runs all
+            the same and gets a gradient of zero, so that processes that drop other blocks still meet in it.
         """
         depth = len(self.blocks)
         stop = depth if last is None else last
@@ -111,13 +119,31 @@ class Encoder(nn.Module):
         if prompts is not None and not prompts.before_embedding:
             x, valid_BT = _prepended(prompts(), x, valid_BT)
         yield x
+        dropping = self.training and layer_drop > 0.0
         for i, block in enumerate(self.blocks[:stop], start=1):
+            dropped = dropping and bool(torch.rand((), device="cpu") < layer_drop)
+            before = x
             if self.recompute_blocks and torch.is_grad_enabled():
                 contexts = partial(_contexts_of, block)
                 x = checkpoint(block, x, valid_BT, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, valid_BT)
+            if dropped:
+                x = _LeftOut.apply(before, x)
             yield self.final_norm(x) if i == depth and self.final_norm is not None else x
+
+
+class _LeftOut(torch.autograd.Function):
+    """The first of two tensors of one shape, and zeros as the gradient of the second."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, left_out: Tensor) -> Tensor:
+        return kept.view_as(kept)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (gradient,) = gradients
+        return gradient, torch.zeros_like(gradient)
 
 
 def _contexts_of(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -6,7 +6,7 @@ Layers: 0 is what enters block 1 (after projection and positions, and the encode
 i is what leaves block i. In pre-norm models layer L has passed the encoder's norm while 1..L-1 are
 raw residual streams: the convention of the official code of MERT, and of transformers before 5.16.
 
-Nothing is masked here and no layer is dropped, in training mode neither.
+Nothing is masked here and no layer is dropped, in training mode neither; objectives do that (`Encoder.layers`).
 
 Shape letters: `B` batch, `S` samples, `T` frames, `D` model width, `L` blocks.
 """

@@ -43,10 +43,18 @@ class Stem(nn.Module):
 
     def forward(self, waveform: Tensor, num_samples: Tensor | None = None) -> StemOutput:
         """`(B, S)` and true lengths `(B,)` -> StemOutput."""
+        features = self.features(waveform, num_samples)
+        return StemOutput(self.project(features), features)
+
+    def features(self, waveform: Tensor, num_samples: Tensor | None = None) -> Tensor:
+        """What the convolutions make of `(B, S)`: `(B, T, C)`."""
         if self.normalise:
             waveform = unit_variance(waveform, num_samples)
-        features = self.convs(waveform)
-        return StemOutput(self.dropout(self.projection(self.norm(features))), features)
+        return self.convs(waveform)
+
+    def project(self, features: Tensor) -> Tensor:
+        """`(B, T, C)` -> `(B, T, D)`, with the dropout that pre-training calls that of the encoder's input."""
+        return self.dropout(self.projection(self.norm(features)))
 
 
 class ConvStack(nn.Module):

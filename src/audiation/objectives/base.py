@@ -6,7 +6,7 @@ Shape letters: `B` batch, `S` samples, `T` frames, `D` model width, `K` masked f
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -48,6 +48,9 @@ class Objective(nn.Module):
     """
 
     kept_in_checkpoints: ClassVar[bool] = True
+
+    def prepare(self, backbone: Backbone, crops: Iterable[Tensor]) -> None:
+        """Fit what is fitted to the corpus before the first step, like a quantiser; crops are `(B, S)`."""
 
     def forward(self, backbone: Backbone, batch: PretrainBatch, generator: torch.Generator) -> Loss:
         """Loss of a micro-batch: a sum over its masked frames (count), and means over these for the log (parts), of the

@@ -7,7 +7,7 @@ codebooks, `C` codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,6 +56,7 @@ class BestRq:
         computed once for target and input, and whole mel frames are replaced; only where the stem takes a spectrum.
     quantiser: "random-projection" (published), or "mel-rvq", which `prepare` fits to the corpus (MuQ, with
         codebook_size=1024 and num_codebooks=8).
+    codes: "checkpoint": go on with quantiser and head of the MusicFM checkpoint that the weights are from.
     """
 
     codebook_size: int = 4096
@@ -67,6 +68,7 @@ class BestRq:
     noise_std: float = 0.1
     mask_at: Literal["waveform", "mel"] = "waveform"
     quantiser: Literal["random-projection", "mel-rvq"] = "random-projection"
+    codes: Literal["fresh", "checkpoint"] = "fresh"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_probability <= 1.0:
@@ -157,6 +159,31 @@ class BestRqObjective(Objective):
         if isinstance(self.quantiser, MelRvq):
             stacked = [self.stacked(self.spectrum(backbone, crop)).flatten(0, 1).cpu() for crop in crops]
             self.quantiser.fit(torch.cat(stacked))
+
+    def take_over(self, tensors: Mapping[str, Tensor]) -> None:
+        """Quantiser and head of an official MusicFM checkpoint, under its names.
+
+        Raises:
+            ValueError: it has none, or of other sizes than the settings.
+        """
+        stored = RandomProjectionQuantiser.from_published(tensors)
+        named = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        head = {part: named.get(f"linear.{part}") for part in ("weight", "bias")}
+        for what, ours, theirs in (
+            ("codebooks", self.quantiser.codebooks, stored.codebooks),
+            ("head", self.head.weight, head["weight"]),
+            ("bias of the head", self.head.bias, head["bias"]),
+        ):
+            if theirs is None or theirs.shape != ours.shape:
+                found = "are not there" if theirs is None else f"have the shape {tuple(theirs.shape)}"
+                raise ValueError(
+                    f"best_rq: {what} of the checkpoint {found}, the settings ask for {tuple(ours.shape)}"
+                )
+        self.quantiser = stored
+        with torch.no_grad():
+            self.head.load_state_dict(
+                {part: tensor.float() for part, tensor in head.items() if tensor is not None}
+            )
 
     def spectrum(self, backbone: Backbone, waveform: Tensor) -> Tensor:
         """`(B, S)` -> `(B, M, T of the spectrum)` float32, normalised."""
