@@ -66,6 +66,8 @@ def fetch_official(
     """
     if file.repo_id:
         return fetch(file, revision, local_files_only)
+    if file.shipped:
+        return _shipped(file)
     folder = folder_of(file)
     if file.member and (found := _unpacked(file, folder)) is not None:
         return found
@@ -88,6 +90,13 @@ def folder_of(file: OfficialFile) -> Path:
     """Where a file that is not on the Hub is kept; whoever has it already puts it there, under its name."""
     place = hashlib.sha256((file.url or file.package).encode()).hexdigest()[:8]
     return cache_dir("weights", re.sub(r"[^\w.-]+", "-", f"{Path(file.filename).name}-{place}"))
+
+
+def _shipped(file: OfficialFile) -> Path:
+    path = Path(__file__).parent / "data" / file.filename
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing, which comes with this package. Install audiation again.")
+    return path
 
 
 def check_unpacked(file: OfficialFile) -> list[str]:

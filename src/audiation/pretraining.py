@@ -227,6 +227,10 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
                 "or name a backbone."
             )
         raise ValueError(f"unknown backbone '{run.backbone}'")
+    if BACKBONES[run.backbone].from_published is None:
+        raise ValueError(
+            f"'{run.backbone}' is computed by a formula, so there is nothing to train. Take another backbone."
+        )
     if run.weights == "random":
         return load_backbone(run.backbone, "random", seed=run.train.seed)
     return load_backbone(run.backbone, run.weights)

@@ -61,11 +61,12 @@ class UnverifiedWeightsWarning(UserWarning):
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One published file: on the Hugging Face Hub, at an address, or a wheel on the Python package index.
+    """One published file: on the Hugging Face Hub, at an address, a wheel on the Python package index, or here.
 
     repo_id: of the Hub; "" where the file is elsewhere.
     url: address of a file that is not on the Hub.
     package: name==version of a Python package whose wheel this is.
+    shipped: it comes with this package (`audiation/data`).
     member: what is meant of a zip archive (a wheel is one): the path of a file, or of a folder, with "/" at its end.
     size_bytes, sha256: of the file as published, so of the archive where there is a member. None where nobody whom we
         can name has recorded them.
@@ -83,15 +84,18 @@ class OfficialFile:
     url: str = ""
     package: str = ""
     member: str = ""
+    shipped: bool = False
 
     def __post_init__(self) -> None:
-        assert sum(map(bool, (self.repo_id, self.url, self.package))) == 1, f"one place of {self.filename}"
+        assert sum(map(bool, (self.repo_id, self.url, self.package, self.shipped))) == 1, f"one place of {self.filename}"
 
     @property
     def place(self) -> str:
         """Where it is published, for people."""
         if self.repo_id:
             return f"Hub repository {self.repo_id}"
+        if self.shipped:
+            return "this package"
         return self.url or f"the Python package {self.package}"
 
 

@@ -169,6 +169,8 @@ def _wanted_places(official: OfficialWeights) -> Iterator[str]:
     for file in official.files:
         if file.repo_id:
             yield f"the Hugging Face cache ({file.repo_id}, {file.filename})"
+        elif file.shipped:
+            yield f"this package ({file.filename})"
         else:
             yield str(folder_of(file) / file.filename)
 
