@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 import audiation.pretraining
 from audiation import cli
-from audiation.corpus_build import BuildSettings, build_corpus, find_sources
+from audiation.corpus_build import BuildSettings, build_corpus
+from audiation.corpus_sources import find_sources
 from audiation.loading import load_backbone
 from audiation.objectives.best_rq import BestRq
 from audiation.pretrain_log import read_log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -449,7 +450,51 @@ def weights(
     weights_commands.weights(action, name, allow_unverified_hash)
 
 
-PRETRAIN = {
+def corpus(
+    action: tyro.conf.Positional[Literal["build", "show", "verify", "to-lance", "recipes"]],
+    paths: tyro.conf.Positional[tuple[str, ...]] = (),
+    /,
+    out: str | None = None,
+    name: str | None = None,
+    rate: Literal[24000, 16000] = 24000,
+    form: Literal["packed", "lance"] = "packed",
+    min_seconds: float = 1.0,
+    keep_silence: bool = False,
+    workers: int | None = None,
+    recipe: str | None = None,
+    licences: str = "",
+    metadata: Path | None = None,
+) -> None:
+    """Make a corpus to pre-train on, and look after it.
+
+    build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
+    read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
+    statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
+    something differs. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be read over
+    the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are understood.
+
+    Args:
+        action: build, show, verify, to-lance or recipes.
+        paths: build: folders and files; others: the corpus, a folder or URI.
+        out: folder of the new corpus; for to-lance also a URI.
+        name: of the corpus, which runs record; default: that of the recipe, or of the first path.
+        rate: of the corpus in Hz, that of the backbones to be trained.
+        form: packed: files that are mapped into memory; lance: a table, to be copied to object storage.
+        min_seconds: files that are shorter are left out.
+        keep_silence: keep files that are silent throughout.
+        workers: processes that decode; default: one per core.
+        recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
+        licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
+        metadata: with --recipe: the table, or the folder that it is in.
+    """
+    from audiation import corpus_commands
+
+    corpus_commands.corpus(
+        action, paths, out, name, rate, form, min_seconds, keep_silence, workers, recipe, licences, metadata
+    )
+
+
+PRETRAIN: dict[str, Callable[..., None]] = {
     "run": pretrain_commands.run,
     "show": pretrain_view_commands.show,
     "compare": pretrain_view_commands.compare,
@@ -492,6 +537,7 @@ def main() -> None:
                 "tag": tag,
                 "weights": weights,
                 "protocols": protocols,
+                "corpus": corpus,
                 "pretrain": pretrain,
                 "export-peft": export_peft,
             },

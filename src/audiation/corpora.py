@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from audiation.corpus_build import SourceFile, Sources, find_sources
+from audiation.corpus_sources import SourceFile, Sources, find_sources
 from audiation.corpus_table import FileEntry
 from audiation.registry import Registry
 

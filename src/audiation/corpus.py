@@ -23,7 +23,7 @@ from torch import Tensor
 from audiation.corpus_lance import LanceArrays, open_table, row_places
 from audiation.corpus_packed import CorpusError, PackedArrays, Piece
 from audiation.corpus_statistics import to_float32
-from audiation.corpus_table import METADATA_KEY, CorpusHeader, FileTable, Recording, read_packed
+from audiation.corpus_table import AUDIO_STEM, METADATA_KEY, CorpusHeader, FileTable, Recording, read_packed
 from audiation.corpus_targets import (
     StoredTargets,
     TargetsSpec,
@@ -35,7 +35,7 @@ from audiation.objectives.base import PretrainBatch
 
 __all__ = ["Corpus", "CorpusError", "Crop", "CropBatches", "Recording", "StoredTargets", "write_targets"]
 
-AUDIO_STEM, TABLE_NAME, WINDOWS_NAME = "audio", "files.lance", "windows.lance"
+TABLE_NAME, WINDOWS_NAME = "files.lance", "windows.lance"
 TARGETS_KEY = b"audiation.targets"
 Short = Literal["leave-out", "repeat"]
 

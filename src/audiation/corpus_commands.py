@@ -16,14 +16,9 @@ from rich.text import Text
 
 from audiation.corpora import CORPORA
 from audiation.corpus import Corpus
-from audiation.corpus_build import (
-    BuildProgress,
-    BuildSettings,
-    Sources,
-    build_corpus,
-    find_sources,
-    write_lance,
-)
+from audiation.corpus_build import BuildSettings, build_corpus
+from audiation.corpus_copy import BuildProgress, write_lance
+from audiation.corpus_sources import Sources, find_sources
 from audiation.corpus_table import Form, Status
 from audiation.output_places import require_writable_folder
 
@@ -160,7 +155,7 @@ def verify(location: str, console: Console | None = None) -> int:
 
 
 def to_lance(location: str, out: str, console: Console | None = None) -> Corpus:
-    """Copy a corpus and its targets into the Lance form. Raises as `corpus_build.write_lance`."""
+    """Copy a corpus and its targets into the Lance form. Raises as `corpus_copy.write_lance`."""
     console = console or Console()
     with _bar(console) as report:
         copied = write_lance(Corpus(location), out, progress=report.show)

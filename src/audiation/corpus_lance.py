@@ -109,11 +109,7 @@ def write_windows(
         dataset = lance.write_dataset(schema.empty_table(), uri)
     item_bytes = num_columns * ITEM.itemsize
     for group in _groups(arrays[done:], item_bytes, commit_bytes):
-        batches = _batches(group, window_items, schema)
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        dataset = lance.write_dataset(
-            reader, dataset.uri, mode="append", max_bytes_per_file=FILE_BYTES, schema=schema
-        )
+        dataset = _append(dataset, schema, _batches(group, window_items, schema))
         done += len(group)
         if progress is not None:
             progress(done, len(arrays))
@@ -144,6 +140,30 @@ def try_table(uri: str) -> lance.LanceDataset | None:
         return lance.dataset(uri)
     except (ValueError, FileNotFoundError):
         return None
+
+
+def _append(
+    dataset: lance.LanceDataset, schema: pa.Schema, batches: Iterator[pa.RecordBatch]
+) -> lance.LanceDataset:
+    """One commit. What reading a recording raises comes out as it is, which Lance would wrap."""
+    raised: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except (Exception, KeyboardInterrupt) as error:
+            raised.append(error)
+            raise
+
+    reader = pa.RecordBatchReader.from_batches(schema, watched())
+    try:
+        return lance.write_dataset(
+            reader, dataset.uri, mode="append", max_bytes_per_file=FILE_BYTES, schema=schema
+        )
+    except OSError:
+        if raised:
+            raise raised[0] from None
+        raise
 
 
 def _groups(arrays: Sequence[KeyedArray], item_bytes: int, commit_bytes: int) -> Iterator[list[KeyedArray]]:

@@ -23,8 +23,8 @@ from audiation.cache import whole_file, write_text
 from audiation.corpus_packed import CorpusError, Place
 
 FORMAT = 1
-HEADER_FILE, TABLE_FILE = "corpus.json", "files.parquet"
-METADATA_KEY = b"audiation.corpus"
+HEADER_FILE, TABLE_FILE, AUDIO_STEM = "corpus.json", "files.parquet", "audio"
+METADATA_KEY, HASH_KEY = b"audiation.corpus", b"audiation.corpus.hash"
 
 Status = Literal["stored", "duplicate", "left out", "failed"]
 Form = Literal["packed", "lance"]
@@ -184,7 +184,7 @@ def table_of(entries: Sequence[FileEntry]) -> pa.Table:
 def write_packed(directory: Path, header: CorpusHeader, entries: Sequence[FileEntry]) -> None:
     """Write both files; a reader finds the old corpus or the new one."""
     with whole_file(directory / TABLE_FILE) as stream:
-        pq.write_table(table_of(entries).replace_schema_metadata({METADATA_KEY: header.hash}), stream)
+        pq.write_table(table_of(entries).replace_schema_metadata({HASH_KEY: header.hash}), stream)
     write_text(directory / HEADER_FILE, header.to_json())
 
 
@@ -199,7 +199,7 @@ def read_packed(directory: Path) -> tuple[CorpusHeader, FileTable]:
     header = CorpusHeader.from_json(path.read_bytes(), str(path))
     try:
         table = pq.read_table(directory / TABLE_FILE)
-        matches = table.schema.metadata[METADATA_KEY].decode() == header.hash
+        matches = table.schema.metadata[HASH_KEY].decode() == header.hash
         rows = FileTable(table.select(_SCHEMA.names))
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise CorpusError(

@@ -31,8 +31,8 @@ from audiation.results import Result
 
 __all__ = [
     "PAPER_AVERAGES", "AgainstBoth", "AveragedTask", "Comparison", "NotComparableError", "OverSeeds", "PaperAverage",
-    "RankGroup", "TaskAverage", "Verdict", "better_than_both", "compare", "normalised_average", "over_seeds",
-    "paper_average", "rank_average", "rank_groups",
+    "RankGroup", "TaskAverage", "Verdict", "better_than_both", "compare", "compare_means", "normalised_average",
+    "over_seeds", "paper_average", "rank_average", "rank_groups",
 ]  # fmt: skip
 
 Verdict = Literal["better", "worse", "cannot be told apart"]
@@ -80,6 +80,34 @@ def compare(
     """
     shared = _Shared.of([a, b], num_resamples, seed)
     return shared.comparison(0, 1, confidence)
+
+
+def compare_means(
+    pairs: Sequence[tuple[Result, Result]],
+    *,
+    num_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Two systems on several tasks: the mean over the tasks of their first metrics, each pair on the same task.
+
+    Tasks about the same tracks are resampled together. The mean adds metrics of different kinds as papers do, so they
+    have to be of like size, and to rise.
+
+    Raises:
+        NotComparableError, AnswerError, ValueError: as `compare`; also no pairs, or metrics of which lower is better.
+    """
+    if not pairs:
+        raise NotComparableError("there is nothing to compare: no pairs of results")
+    shared = [_Shared.of(pair, num_resamples, seed) for pair in pairs]
+    if falling := [s.metric.name for s in shared if not s.metric.higher_is_better]:
+        raise NotComparableError(f"of {falling[0]} lower is better, so it has no part in a mean")
+    score_a, score_b = (float(np.mean([s.scores[i] for s in shared])) for i in (0, 1))
+    differences = np.mean([s.resampled[0] - s.resampled[1] for s in shared], axis=0)
+    num_tracks = min(s.num_tracks for s in shared)
+    interval = percentile_interval(shared[0].metric, differences, num_tracks, confidence)
+    name = f"mean of {len(pairs)} tasks"
+    return Comparison(name, score_a, score_b, interval, _verdict(interval, True), num_tracks)
 
 
 @dataclass(frozen=True)

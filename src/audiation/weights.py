@@ -87,7 +87,9 @@ class OfficialFile:
     shipped: bool = False
 
     def __post_init__(self) -> None:
-        assert sum(map(bool, (self.repo_id, self.url, self.package, self.shipped))) == 1, f"one place of {self.filename}"
+        assert sum(map(bool, (self.repo_id, self.url, self.package, self.shipped))) == 1, (
+            f"one place of {self.filename}"
+        )
 
     @property
     def place(self) -> str:

@@ -15,6 +15,7 @@ from audiation.backbones.conformer import ConformerConfig
 from audiation.backbones.musicfm import MusicFM, Statistics, fresh, from_published, outline
 
 NAME = "audiation-mini"
+FILE = "audiation-mini.safetensors"
 # Of 80 random crops of 6 s from the music that it was trained on.
 STATISTICS = Statistics(mean_db=-0.94, std_db=18.8)
 SIZES = ConformerConfig(dim=256, num_heads=4, ffn_dim=768, num_layers=5, dropout=0.0)

@@ -177,6 +177,16 @@ def mfcc_frames(clip: np.ndarray) -> np.ndarray:
     return librosa.feature.mfcc(S=logmel_frames(clip), n_mfcc=NUM_MFCC)
 
 
+def chroma_and_mfcc_frames(clip: np.ndarray) -> np.ndarray:
+    """`(S,)` -> `(32, T)`: `chroma_frames`, then `mfcc_frames`."""
+    return np.concatenate([chroma_frames(clip), mfcc_frames(clip)])
+
+
+def chroma_and_logmel_frames(clip: np.ndarray) -> np.ndarray:
+    """`(S,)` -> `(140, T)`: `chroma_frames`, then `logmel_frames` in units of 20 dB, so that both are of like size."""
+    return np.concatenate([chroma_frames(clip), logmel_frames(clip) / 20.0])
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without librosa's two warnings about what is normal here: clips shorter than a window, and silence."""
@@ -245,5 +255,19 @@ _register(
     "rises of 24 mel bands around each frame, 168-d at 43.07 Hz",
     onset_frames,
     NUM_ONSET_BANDS * (2 * ONSET_CONTEXT_FRAMES + 1),
+    False,
+)
+_register(
+    "chroma-mfcc",
+    "chroma and mfcc together, one 192-d vector per clip",
+    chroma_and_mfcc_frames,
+    NUM_CHROMA + NUM_MFCC,
+    True,
+)
+_register(
+    "chroma-logmel-frames",
+    "chroma and log-mel spectrum together, 140-d at 43.07 Hz",
+    chroma_and_logmel_frames,
+    NUM_CHROMA + NUM_MEL_BANDS,
     False,
 )
