@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES, Backbone
 from audiation.backbones.hubert_layout import HubertBackbone, official_names
+from audiation.backbones.hubert_names import MASK_VECTOR
 from audiation.backbones.musicfm import MusicFM
 from audiation.backbones.musicfm_checkpoint import official_tensors
 from audiation.cache import whole_file, write_text
@@ -212,7 +213,7 @@ def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> No
     The backbone is merged where a method was put into it and can be folded.
     """
     backbone = model.backbone if model.backbone.adapted_with is None else merge(model.backbone)
-    tensors, config = _published(backbone, run)
+    tensors, config = _published(backbone, model.objective, run)
     directory = directory / BACKBONE
     _save(tensors, directory / "model.safetensors")
     write_text(directory / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
@@ -236,12 +237,17 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
     return load_backbone(run.backbone, run.weights)
 
 
-def _published(backbone: Backbone, run: PretrainRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _published(
+    backbone: Backbone, objective: Objective, run: PretrainRun
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config as `load_backbone` reads them."""
     state = backbone.state_dict()
     if isinstance(backbone, HubertBackbone):
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(backbone.config).items()}
-        return {official: state[own] for official, own in official_names(backbone)}, config
+        tensors = {official: state[own] for official, own in official_names(backbone)}
+        if isinstance(mask := getattr(objective, "mask_vector", None), nn.Parameter):
+            tensors[MASK_VECTOR] = mask
+        return tensors, config
     if isinstance(backbone, MusicFM):
         statistics = backbone.stem.statistics
         config = {"melspec_2048_mean": statistics.mean_db, "melspec_2048_std": statistics.std_db}

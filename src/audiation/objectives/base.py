@@ -114,14 +114,17 @@ def format_objective(settings: ObjectiveSettings) -> str:
 # For objectives --------------------------------------------------------------------------------------------
 
 
-def encode(backbone: Backbone, projected_BTD: Tensor) -> Tensor:
-    """What leaves the encoder, `(B, T, D)` of the last block, with its final norm where it has one."""
+def encode(backbone: Backbone, projected_BTD: Tensor, layer_drop: float = 0.0) -> Tensor:
+    """What leaves the encoder, `(B, T, D)` of the last block, with its final norm where it has one.
+
+    layer_drop: as in `Encoder.layers`.
+    """
     if backbone.encoder is None:
         raise ValueError(
             f"'{backbone.name}' has no encoder apart from its stem, so nothing can be masked before it"
         )
     x_BTD = projected_BTD
-    for x_BTD in backbone.encoder.layers(projected_BTD):  # noqa: B007
+    for x_BTD in backbone.encoder.layers(projected_BTD, layer_drop=layer_drop):  # noqa: B007
         pass
     return x_BTD
 

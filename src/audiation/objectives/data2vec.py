@@ -48,6 +48,7 @@ class Data2Vec:
     ema_decay, ema_end_decay, ema_steps: how much of itself the copy keeps in an update: linear from the first to the
         second over so many updates, constant afterwards.
     beta: 0 for the squared error (published); above, smooth L1, quadratic up to differences of beta.
+    layer_drop: probability with which a block of the student is left out of a micro-batch, see `Encoder.layers`.
     guard_after_steps: from when on targets and predictions must differ from frame to frame.
     min_target_std, min_prediction_std: by so much: standard deviation over the masked frames of a micro-batch, mean
         over the D channels, and over the micro-batches of a step. (Published: over those of all workers at once.)
@@ -61,6 +62,7 @@ class Data2Vec:
     ema_end_decay: float = 0.9999
     ema_steps: int = 30_000
     beta: float = 0.0
+    layer_drop: float = 0.05
     guard_after_steps: int = 5_000
     min_target_std: float = 0.1
     min_prediction_std: float = 0.01
@@ -78,6 +80,8 @@ class Data2Vec:
             )
         if not 0.0 <= self.beta < math.inf:
             raise ValueError(f"data2vec: beta must be 0 or a positive number, got {self.beta}")
+        if not 0.0 <= self.layer_drop < 1.0:
+            raise ValueError(f"data2vec: layer_drop must be from 0 to below 1, got {self.layer_drop}")
         if min(self.guard_after_steps, self.min_target_std, self.min_prediction_std) < 0:
             raise ValueError(
                 "data2vec: guard_after_steps, min_target_std and min_prediction_std must not be negative, got "
@@ -191,7 +195,7 @@ class Data2VecObjective(Objective):
         """`(K, D)` float32, clip after clip."""
         vector = self.mask_vector.to(projected_BTD.dtype)
         seen_BTD = torch.where(masked_BT.unsqueeze(-1), vector, projected_BTD)
-        return self.head(encode(backbone, seen_BTD)[masked_BT]).float()
+        return self.head(encode(backbone, seen_BTD, self.settings.layer_drop)[masked_BT]).float()
 
     @torch.no_grad()
     def after_step(self, backbone: Backbone, step: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from audiation.backbones import Backbone
 from audiation.backbones.hubert_stem import Stem
-from audiation.objectives.base import Objective, PretrainBatch, code_statistics, fresh_linear
+from audiation.objectives.base import Objective, PretrainBatch, code_statistics, encode, fresh_linear
 from audiation.objectives.masking import span_mask
 from audiation.training import Loss
 
@@ -239,11 +239,8 @@ class MaskedCodesObjective(Objective):
         seen_BTD = torch.where(
             masked_BT.unsqueeze(-1), self.mask_vector.to(projected_BTD.dtype), projected_BTD
         )
-        assert backbone.encoder is not None
-        x_BTD = seen_BTD
-        for x_BTD in backbone.encoder.layers(seen_BTD, layer_drop=self.settings.layer_drop):  # noqa: B007
-            pass
-        return Heard(x_BTD[masked_BT], penalty)
+        encoded_BTD = encode(backbone, seen_BTD, self.settings.layer_drop)
+        return Heard(encoded_BTD[masked_BT], penalty)
 
     def code_loss(self, encoded_KD: Tensor, codes_KQ: Tensor, drawn: int | None = None) -> CodeLoss:
         """Cross-entropy of every stream, or of the drawn one; the other heads then get a gradient of zero."""
