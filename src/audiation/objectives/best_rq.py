@@ -33,6 +33,7 @@ from audiation.training import Loss
 FFT_SAMPLES, NUM_MEL_BANDS = 2048, 128
 # Mean and deviation in dB for spectra of backbones that have no corpus statistics of their own: those of the Million
 # Song Dataset that MusicFM was published with (spec (a)).
+LEAST_STD = 1e-3  # of a band that never changes
 MEAN_DB, STD_DB = 6.768444971712967, 18.417922652295623
 QUANTISERS: dict[str, type[RandomProjectionQuantiser] | type[MelRvq]] = {
     "random-projection": RandomProjectionQuantiser,
@@ -56,6 +57,8 @@ class BestRq:
         computed once for target and input, and whole mel frames are replaced; only where the stem takes a spectrum.
     quantiser: "random-projection" (published), or "mel-rvq", which `prepare` fits to the corpus (MuQ, with
         codebook_size=1024 and num_codebooks=8).
+    standardise: what the quantiser hears: "corpus" (published): one mean and deviation for all bands, so that the slope
+        of spectra leaves most codes unused. "bands": mean 0 and deviation 1 of every band, which `prepare` measures.
     codes: "checkpoint": go on with quantiser and head of the MusicFM checkpoint that the weights are from.
     """
 
@@ -69,6 +72,7 @@ class BestRq:
     mask_at: Literal["waveform", "mel"] = "waveform"
     quantiser: Literal["random-projection", "mel-rvq"] = "random-projection"
     codes: Literal["fresh", "checkpoint"] = "fresh"
+    standardise: Literal["corpus", "bands"] = "corpus"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_probability <= 1.0:
@@ -82,6 +86,8 @@ class BestRq:
             )
         if self.quantiser not in QUANTISERS:
             raise ValueError(f"best_rq: quantiser is one of {', '.join(QUANTISERS)}, got {self.quantiser!r}")
+        if self.standardise not in ("corpus", "bands"):
+            raise ValueError(f"best_rq: standardise is 'corpus' or 'bands', got {self.standardise!r}")
         if self.mask_at not in ("waveform", "mel"):
             raise ValueError(f"best_rq: mask_at is 'waveform' or 'mel', got {self.mask_at!r}")
 
@@ -106,6 +112,9 @@ class BestRqObjective(Objective):
     The quantiser hears the backbone's own normalised spectrum where its stem makes one (`stem.features`), as many mel
     frames stacked as make a frame; else a log-mel spectrum with one frame per frame of the backbone.
     """
+
+    band_mean: Tensor
+    band_std: Tensor
 
     def __init__(self, backbone: Backbone, settings: BestRq, generator: torch.Generator) -> None:
         super().__init__()
@@ -141,6 +150,8 @@ class BestRqObjective(Objective):
             settings.codebook_dim,
             settings.seed,
         )
+        self.register_buffer("band_mean", torch.zeros(spectrum.num_bands))
+        self.register_buffer("band_std", torch.ones(spectrum.num_bands))
         self.head = fresh_linear(backbone.dim, settings.num_codebooks * settings.codebook_size, generator)
 
     def forward(self, backbone: Backbone, batch: PretrainBatch, generator: torch.Generator) -> Loss:
@@ -155,10 +166,16 @@ class BestRqObjective(Objective):
         return self._loss(logits, targets_KQ, masked)
 
     def prepare(self, backbone: Backbone, crops: Iterable[Tensor]) -> None:
-        """Fit a quantiser that is fitted to the corpus, to crops of it, each `(B, S)`; an hour of music is plenty."""
+        """Measure the bands, or fit a quantiser that is fitted to the corpus, on crops of it, each `(B, S)`."""
+        if self.settings.standardise == "corpus" and not isinstance(self.quantiser, MelRvq):
+            return
+        spectra = [self.spectrum(backbone, crop) for crop in crops]
+        if self.settings.standardise == "bands":
+            frames = torch.cat([spectrum.transpose(1, 2).flatten(0, 1) for spectrum in spectra])
+            self.band_mean.copy_(frames.mean(0))
+            self.band_std.copy_(frames.std(0).clamp(min=LEAST_STD))
         if isinstance(self.quantiser, MelRvq):
-            stacked = [self.stacked(self.spectrum(backbone, crop)).flatten(0, 1).cpu() for crop in crops]
-            self.quantiser.fit(torch.cat(stacked))
+            self.quantiser.fit(torch.cat([self.stacked(spectrum).flatten(0, 1).cpu() for spectrum in spectra]))
 
     def take_over(self, tensors: Mapping[str, Tensor]) -> None:
         """Quantiser and head of an official MusicFM checkpoint, under its names.
@@ -200,7 +217,8 @@ class BestRqObjective(Objective):
     def stacked(self, spectrum_BMT: Tensor) -> Tensor:
         """`(B, T, stacked_frames * M)`, mel frame after mel frame."""
         whole = spectrum_BMT.shape[-1] // self.stacked_frames * self.stacked_frames
-        return spectrum_BMT[..., :whole].transpose(1, 2).unflatten(1, (-1, self.stacked_frames)).flatten(2)
+        frames_BTM = (spectrum_BMT[..., :whole].transpose(1, 2) - self.band_mean) / self.band_std
+        return frames_BTM.unflatten(1, (-1, self.stacked_frames)).flatten(2)
 
     def draw_mask(
         self, waveform: Tensor, num_targets: int, num_frames: int, generator: torch.Generator
