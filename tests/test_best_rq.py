@@ -182,6 +182,24 @@ def test_more_codebooks_are_drawn_from_seeds_that_follow() -> None:
     assert torch.equal(two.codebooks[1], one.codebooks[0])
 
 
+def test_standardised_bands_have_mean_0_and_deviation_1() -> None:
+    """Of the crops that `prepare` measures; and more codes occur than with one scale for all."""
+    model, settings = small(), "best_rq:codebook_size=256,standardise="
+    plain, banded = (parse_objective(settings + how).build(model) for how in ("corpus", "bands"))
+    crops = [
+        0.01 * clips(2, 48000, seed).waveform.cumsum(1) for seed in range(3)
+    ]  # spectra that fall, as music's do
+    for objective in (plain, banded):
+        objective.prepare(model, crops)
+    stacked = torch.cat([banded.stacked(banded.spectrum(model, crop)).flatten(0, 1) for crop in crops])
+    frames = stacked.unflatten(1, (4, -1)).flatten(0, 1)
+    assert largest_difference(frames.mean(0), torch.zeros(128)) < 1e-3
+    assert largest_difference(frames.std(0), torch.ones(128)) < 1e-3
+    used = [len(o.tokens(o.spectrum(model, crops[0])).unique()) for o in (plain, banded)]
+    assert used[1] > 2 * used[0]
+    assert torch.equal(plain.band_std, torch.ones(128))
+
+
 def test_building_leaves_the_global_stream_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)

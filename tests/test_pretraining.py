@@ -62,7 +62,8 @@ def test_the_backbone_loads_under_its_name(trained):
 
 def test_heads_and_codebooks_are_kept(trained):
     held = load_file(trained.run_dir / "objective.safetensors")
-    assert set(held) == {"head.weight", "head.bias", "quantiser.projections", "quantiser.codebooks"}
+    buffers = {"band_mean", "band_std", "quantiser.projections", "quantiser.codebooks"}
+    assert set(held) == {"head.weight", "head.bias"} | buffers
 
 
 def test_the_log_says_what_was_heard(trained):

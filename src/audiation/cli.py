@@ -451,7 +451,7 @@ def weights(
 
 
 def corpus(
-    action: tyro.conf.Positional[Literal["build", "show", "verify", "to-lance", "recipes"]],
+    action: tyro.conf.Positional[Literal["build", "show", "verify", "targets", "to-lance", "recipes"]],
     paths: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
     out: str | None = None,
@@ -464,17 +464,23 @@ def corpus(
     recipe: str | None = None,
     licences: str = "",
     metadata: Path | None = None,
+    teacher: str | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Make a corpus to pre-train on, and look after it.
 
     build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
     read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
     statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
-    something differs. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be read over
-    the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are understood.
+    something differs. targets DIR --teacher NAME: codes that mert and hubert predict, stored beside the corpus; without
+    --teacher: which there are. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be
+    read over the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are
+    understood.
 
     Args:
-        action: build, show, verify, to-lance or recipes.
+        action: build, show, verify, targets, to-lance or recipes.
         paths: build: folders and files; others: the corpus, a folder or URI.
         out: folder of the new corpus; for to-lance also a URI.
         name: of the corpus, which runs record; default: that of the recipe, or of the first path.
@@ -486,11 +492,30 @@ def corpus(
         recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
         licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
         metadata: with --recipe: the table, or the folder that it is in.
+        teacher: with targets: like encodec, logmel-km300, mfcc39-km500 or layer6-km2000.
+        backbone: with targets: whose layer a teacher hears.
+        weights: with targets: of the backbone or the teacher, as for `audiation evaluate`.
+        device: with targets: torch device.
     """
     from audiation import corpus_commands
 
     corpus_commands.corpus(
-        action, paths, out, name, rate, form, min_seconds, keep_silence, workers, recipe, licences, metadata
+        action,
+        paths,
+        out,
+        name,
+        rate,
+        form,
+        min_seconds,
+        keep_silence,
+        workers,
+        recipe,
+        licences,
+        metadata,
+        teacher,
+        backbone,
+        weights,
+        device,
     )
 
 

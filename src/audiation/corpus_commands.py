@@ -21,12 +21,13 @@ from audiation.corpus_copy import BuildProgress, write_lance
 from audiation.corpus_sources import Sources, find_sources
 from audiation.corpus_table import Form, Status
 from audiation.output_places import require_writable_folder
+from audiation.teacher_commands import targets
 
 SHOWN_LINES = 20
 
 
 def corpus(
-    action: tyro.conf.Positional[Literal["build", "show", "verify", "to-lance", "recipes"]],
+    action: tyro.conf.Positional[Literal["build", "show", "verify", "targets", "to-lance", "recipes"]],
     paths: tyro.conf.Positional[tuple[str, ...]] = (),
     /,
     out: str | None = None,
@@ -39,17 +40,23 @@ def corpus(
     recipe: str | None = None,
     licences: str = "",
     metadata: Path | None = None,
+    teacher: str | None = None,
+    backbone: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
 ) -> None:
     """Make a corpus to pre-train on, and look after it.
 
     build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
     read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
     statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
-    something differs. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be read over
-    the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are understood.
+    something differs. targets DIR --teacher NAME: codes that mert and hubert predict, stored beside the corpus; without
+    --teacher: which there are. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be
+    read over the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are
+    understood.
 
     Args:
-        action: build, show, verify, to-lance or recipes.
+        action: build, show, verify, targets, to-lance or recipes.
         paths: build: folders and files; others: the corpus, a folder or URI.
         out: folder of the new corpus; for to-lance also a URI.
         name: of the corpus, which runs record; default: that of the recipe, or of the first path.
@@ -61,7 +68,14 @@ def corpus(
         recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
         licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
         metadata: with --recipe: the table, or the folder that it is in.
+        teacher: with targets: like encodec, logmel-km300, mfcc39-km500 or layer6-km2000.
+        backbone: with targets: whose layer a teacher hears.
+        weights: with targets: of the backbone or the teacher, as for `audiation evaluate`.
+        device: with targets: torch device.
     """
+    of_targets = {"--teacher": teacher, "--backbone": backbone, "--weights": weights}
+    if action != "targets" and (given := [flag for flag, value in of_targets.items() if value is not None]):
+        raise ValueError(f"corpus {action} does not take {', '.join(given)}")
     if action == "recipes":
         _no_paths(action, paths)
         list_recipes()
@@ -70,6 +84,10 @@ def corpus(
         settings = BuildSettings(rate, min_seconds, keep_silence)
         folder = Path(_needed(out, action))
         build(chosen, folder, name or recipe or Path(paths[0]).resolve().name, settings, form, workers)
+    elif action == "targets":
+        if teacher is not None and len(paths) != 1:
+            raise ValueError(f"corpus targets needs the folder of one corpus, got {len(paths)}")
+        targets(paths[0] if paths else "", teacher, backbone, weights, device, workers)
     elif len(paths) != 1:
         raise ValueError(f"corpus {action} needs the folder or URI of one corpus, got {len(paths)}")
     elif action == "show":

@@ -8,6 +8,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from audiation.backbones import BACKBONES
+from audiation.backbones.architecture import is_architecture, parse_architecture
+from audiation.methods import parse_method
 from audiation.objectives import parse_objective
 from audiation.pretraining_config import PretrainConfig
 
@@ -23,6 +26,10 @@ class PretrainRun:
     train: steps, sizes, rates.
     weights: "random"; None: the official ones, to go on from; or a file or folder of weights.
     method: "finetune" trains the whole backbone; others adapt it, like "lora:rank=8".
+
+    Raises:
+        UnknownNameError: no such backbone, objective or method.
+        ValueError: choices that do not go together, or values that they do not take.
     """
 
     backbone: str
@@ -42,6 +49,17 @@ class PretrainRun:
                 "train all with method='finetune'."
             )
         parse_objective(self.objective)
+        parse_method(self.method)
+        if self.backbone in BACKBONES:
+            return
+        if not is_architecture(self.backbone):
+            BACKBONES[self.backbone]  # says which is nearest
+        parse_architecture(self.backbone)
+        if self.weights != "random":
+            raise ValueError(
+                f"'{self.backbone}' is an architecture, of which there are no official weights. Take weights='random', "
+                f"or load weights of your own as '{self.backbone.partition(':')[0]}'."
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES, Backbone
+from audiation.backbones.architecture import (
+    BuiltBackbone,
+    build_architecture,
+    parse_architecture,
+    published_config,
+    published_tensors,
+)
 from audiation.backbones.hubert_layout import HubertBackbone, official_names
 from audiation.backbones.hubert_names import MASK_VECTOR
 from audiation.backbones.musicfm import MusicFM
@@ -37,6 +44,7 @@ from audiation.pretrain_run import PretrainRun
 from audiation.pretrain_throughput import note_machine
 from audiation.probe_hook import ProbeHook
 from audiation.provenance import current_hardware
+from audiation.teachers.targets import TEACHER_FILE
 from audiation.training import Loss, TrainingProgress, fit
 from audiation.weights import tensors_hash
 
@@ -103,13 +111,14 @@ def pretrain(
     run_dir, corpus = Path(run_dir), Corpus(corpus_dir)
     model = assemble(run)
     check_corpus(run, model.backbone, corpus)
+    targets = parse_objective(run.objective).targets
     batches = CropBatches(
         corpus,
         run.crop_seconds,
         run.train.micro_batch_size or run.train.batch_size,
         run.train.num_micro_batches,
         run.train.seed,
-        targets=parse_objective(run.objective).targets,
+        targets=targets,
     )
     model.objective.prepare(model.backbone, _crops(batches))
     target = torch.device(device)
@@ -153,6 +162,7 @@ def pretrain(
             "run": run.to_json(),
             "corpus": f"{corpus.name}, {corpus.hours:.2f} h, {corpus.hash}",
             "weights": model.backbone.weights_hash,
+            "teachers": _teachers(corpus, targets),
         },
     )
     hours = report.last_step * run.train.batch_size * run.crop_seconds / 3600
@@ -227,7 +237,10 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
                 f"'{run.backbone}' is an architecture, of which there are no official weights. Take weights='random', "
                 "or name a backbone."
             )
-        raise ValueError(f"unknown backbone '{run.backbone}'")
+        backbone = build_architecture(parse_architecture(run.backbone), generator)
+        backbone.weights_hash = tensors_hash(backbone.state_dict())
+        backbone.weights_source = f"random:seed={run.train.seed}"
+        return backbone
     if BACKBONES[run.backbone].from_published is None:
         raise ValueError(
             f"'{run.backbone}' is computed by a formula, so there is nothing to train. Take another backbone."
@@ -241,6 +254,8 @@ def _published(
     backbone: Backbone, objective: Objective, run: PretrainRun
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and config as `load_backbone` reads them."""
+    if isinstance(backbone, BuiltBackbone):
+        return published_tensors(backbone), published_config(backbone)
     state = backbone.state_dict()
     if isinstance(backbone, HubertBackbone):
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(backbone.config).items()}
@@ -261,6 +276,15 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as stream:
         stream.write(save(whole))
+
+
+def _teachers(corpus: Corpus, names: Sequence[str]) -> str:
+    """What the stored targets were computed with, as `audiation corpus targets` noted it."""
+    noted = {}
+    for name in names:
+        file = None if corpus.directory is None else corpus.directory / "targets" / name / TEACHER_FILE
+        noted[name] = file.read_text(encoding="utf-8") if file is not None and file.is_file() else "not noted"
+    return json.dumps(noted, sort_keys=True)
 
 
 def _crops(batches: CropBatches) -> Iterator[Tensor]:

@@ -18,9 +18,12 @@ class Attention(nn.Module):
 
     `prefix` is a socket for prefix tuning: a module that gives `(keys, values)`, each `(P, D)`, which join the
     projected keys and values in front. It is None in a plain backbone.
+
+    `relaxation` is the constant of attention relaxation (`relaxed_attention`); None, as in everything published: none.
     """
 
     prefix: nn.Module | None
+    relaxation: float | None = None
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -51,7 +54,9 @@ class Attention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if valid_BT is None else valid_BT[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
-        if _blockwise_is_faster(q) and not dropout and not any(t.requires_grad for t in (q, k, v)):
+        if self.relaxation is not None:
+            mixed = relaxed_attention(q, k, v, self.relaxation, mask, dropout)
+        elif _blockwise_is_faster(q) and not dropout and not any(t.requires_grad for t in (q, k, v)):
             mixed = blockwise_attention(q, k, v, mask)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -79,6 +84,36 @@ def blockwise_attention(
             scores.masked_fill_(~mask, -torch.inf)
         mixed[:, :, rows] = scores.softmax(-1).to(v.dtype) @ v
     return mixed
+
+
+def relaxed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    constant: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """What `scaled_dot_product_attention` gives, in a form whose product of q and k does not overflow in float16.
+
+    `softmax(c (s - max s))` with `s = (q / (c sqrt(d))) k`: the queries are divided before the product, and the largest
+    score is taken away before the constant comes back. In exact arithmetic nothing changes (MERT spec, section 1.8; the
+    published form divides behind the product, too late, and was never executed). It keeps all scores in memory, which
+    fused kernels do not, and these do not overflow either.
+
+    Yuan's thesis credits it with the one stable run of MERT-330M, see `architecture.Architecture`.
+
+    Args:
+        q, k, v: `(B, H, T, D / H)`.
+        constant: c; the thesis' configuration has 32.
+        mask: broadcastable to `(B, H, T, T)` bool; False is not attended to.
+    """
+    scores = (q / (constant * q.shape[-1] ** 0.5)) @ k.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    scores = (scores - scores.amax(-1, keepdim=True).detach()).float() * constant
+    weights = F.dropout(scores.softmax(-1), dropout, training=dropout > 0.0)
+    return weights.to(v.dtype) @ v
 
 
 def _blockwise_is_faster(q: Tensor) -> bool:

@@ -192,23 +192,39 @@ def build(
     generator = torch.Generator() if generator is None else generator
     backbone = HubertBackbone(parsed, name, sample_rate_hz, num_layers, max_seconds=max_seconds)
     backbone.to_empty(device="cpu")
-    stem = backbone.stem
-    with torch.no_grad():
-        for key, parameter in backbone.named_parameters():
-            parameter.fill_(1.0 if key.endswith("weight") else 0.0)  # what the norms start with; biases
-        for conv in stem.convs.layers:
-            assert isinstance(conv, FramesConv)
-            nn.init.kaiming_normal_(conv.weight, generator=generator)
-        _torch_default(stem.projection, generator)
-        _fresh_positions(backbone.encoder.positions, generator)
-        for block in backbone.encoder.blocks:
-            assert isinstance(block, TransformerBlock)
-            for role, (linear,) in block.linears().items():
-                assert isinstance(linear, nn.Linear)
-                nn.init.normal_(linear.weight, std=INIT_STD, generator=generator)
-                if parsed.deepnorm and role in ("value", "output", "ffn_up", "ffn_down"):
-                    linear.weight.div_((8 * parsed.num_hidden_layers) ** 0.25)
+    draw_stem(backbone.stem, generator)
+    draw_encoder(backbone.encoder, parsed, generator)
     return backbone.eval()
+
+
+@torch.no_grad()
+def draw_stem(stem: Stem, generator: torch.Generator) -> None:
+    """Fresh weights of a stem, see `build`."""
+    _fill_norms_and_biases(stem)
+    for conv in stem.convs.layers:
+        assert isinstance(conv, FramesConv)
+        nn.init.kaiming_normal_(conv.weight, generator=generator)
+    _torch_default(stem.projection, generator)
+
+
+@torch.no_grad()
+def draw_encoder(encoder: TransformerEncoder, config: HubertConfig, generator: torch.Generator) -> None:
+    """Fresh weights of an encoder, see `build`. With DeepNorm values, outputs and feed-forward maps are smaller."""
+    _fill_norms_and_biases(encoder)
+    _fresh_positions(encoder.positions, generator)
+    for block in encoder.blocks:
+        assert isinstance(block, TransformerBlock)
+        for role, (linear,) in block.linears().items():
+            assert isinstance(linear, nn.Linear)
+            nn.init.normal_(linear.weight, std=INIT_STD, generator=generator)
+            if config.deepnorm and role in ("value", "output", "ffn_up", "ffn_down"):
+                linear.weight.div_((8 * config.num_hidden_layers) ** 0.25)
+
+
+def _fill_norms_and_biases(module: nn.Module) -> None:
+    """What norms start with and zero biases; weights of maps are drawn afterwards."""
+    for name, parameter in module.named_parameters():
+        parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def _fresh_positions(positions: nn.Module, generator: torch.Generator) -> None:

@@ -117,43 +117,59 @@ class MusicFM(Backbone):
 
 
 class Stem(nn.Module):
-    """Waveform `(B, S)` -> `(B, T, D)`: normalised log-mel, two residual blocks that quarter the rate, projection."""
+    """Waveform `(B, S)` -> `(B, T, D)`: normalised log-mel, two residual blocks, projection.
 
-    def __init__(self, statistics: Statistics, channels: int, dim: int) -> None:
+    The defaults are those of MusicFM, whose blocks quarter the rate.
+
+    time_strides: of each block. Frequency is halved by both, whatever they are.
+    """
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        channels: int,
+        dim: int,
+        *,
+        sample_rate_hz: int = SAMPLE_RATE_HZ,
+        mel_hop_samples: int = MEL_HOP_SAMPLES,
+        time_strides: tuple[int, int] = (STRIDE, STRIDE),
+    ) -> None:
         super().__init__()
         self.statistics = statistics
-        self.mel = LogMel(SAMPLE_RATE_HZ, FFT_SAMPLES, MEL_HOP_SAMPLES, NUM_MEL_BANDS)
-        self.blocks = nn.ModuleList([ResidualBlock(1, channels), ResidualBlock(channels, channels)])
+        self.mel = LogMel(sample_rate_hz, FFT_SAMPLES, mel_hop_samples, NUM_MEL_BANDS)
+        widths = zip((1, channels), time_strides, strict=True)
+        self.blocks = nn.ModuleList(ResidualBlock(width, channels, stride) for width, stride in widths)
         self.projection = nn.Linear(channels * NUM_MEL_BANDS // STRIDE**NUM_RESIDUAL_BLOCKS, dim)
 
     def forward(self, waveform: Tensor) -> Tensor:
         return self.project(self.features(waveform))
 
     def features(self, waveform: Tensor) -> Tensor:
-        """`(B, M, S // 240)` float32, in deviations from the corpus mean; what BEST-RQ quantises."""
+        """`(B, M, S // hop)` float32, in deviations from the corpus mean; what BEST-RQ quantises."""
         return (self.mel(waveform) - self.statistics.mean_db) / self.statistics.std_db
 
     def project(self, mel_BMT: Tensor) -> Tensor:
-        """Features -> `(B, T, D)`; four mel frames make one."""
+        """Features -> `(B, T, D)`; as many mel frames make one as the product of the strides."""
         x = mel_BMT.unsqueeze(1).to(self.projection.weight.dtype)
         # Pixels with adjacent channels (channels_last) are half again as fast; a single channel has to be told.
         height, width = x.shape[2:]
         x = x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
         for block in self.blocks:
-            x = block(x)  # (B, C, M / 2^i, T / 2^i)
+            x = block(x)  # (B, C, M / 2^i, T / strides so far)
         return self.projection(x.permute(0, 3, 2, 1).flatten(2))  # features ordered as (frequency, channel)
 
 
 class ResidualBlock(DerivesWeights):
-    """Two 3x3 convolutions beside a 3x3 shortcut, each with batch norm; halves time and frequency."""
+    """Two 3x3 convolutions beside a 3x3 shortcut, each with batch norm; halves frequency, and time by its stride."""
 
-    def __init__(self, channels_in: int, channels: int) -> None:
+    def __init__(self, channels_in: int, channels: int, time_stride: int = STRIDE) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=STRIDE, padding=1)
+        self.stride = (STRIDE, time_stride)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride=self.stride, padding=1)
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.shortcut = nn.Conv2d(channels_in, channels, 3, stride=STRIDE, padding=1)
+        self.shortcut = nn.Conv2d(channels_in, channels, 3, stride=self.stride, padding=1)
         self.shortcut_norm = nn.BatchNorm2d(channels)
 
     def derive(self) -> tuple[Tensor, ...]:
@@ -167,9 +183,9 @@ class ResidualBlock(DerivesWeights):
             h = F.relu(self.norm1(self.conv1(x)))
             return F.relu(self.norm2(self.conv2(h)) + self.shortcut_norm(self.shortcut(x)))
         weight1, weight2, weight3, bias1, bias2, bias3 = derived
-        h = F.conv2d(x, weight1, bias1, stride=STRIDE, padding=1).relu_()
+        h = F.conv2d(x, weight1, bias1, stride=self.stride, padding=1).relu_()
         h = F.conv2d(self.rounded(h), weight2, bias2, padding=1)
-        return h.add_(F.conv2d(x, weight3, bias3, stride=STRIDE, padding=1)).relu_()
+        return h.add_(F.conv2d(x, weight3, bias3, stride=self.stride, padding=1)).relu_()
 
 
 # Making one ------------------------------------------------------------------------------------------
@@ -196,15 +212,19 @@ def fresh(
 ) -> MusicFM:
     """Any size with fresh weights. Without a generator they are drawn from one with seed 0."""
     backbone = _without_values(statistics, config, conv_channels)
-    generator = generator or torch.Generator().manual_seed(0)
-    for module in backbone.modules():
+    draw_default_weights(backbone, generator or torch.Generator().manual_seed(0))
+    return backbone
+
+
+def draw_default_weights(root: nn.Module, generator: torch.Generator) -> None:
+    """Torch's defaults in every linear map, convolution and norm below `root`, drawn from the generator."""
+    for module in root.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             bound = 1 / math.sqrt(module.weight[0].numel())
             for parameter in module.parameters(recurse=False):
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
             module.reset_parameters()
-    return backbone
 
 
 @torch.inference_mode(mode=False)

@@ -55,7 +55,7 @@ def pretrain_run(steps: int) -> PretrainRun:
         precision="bf16",
         checkpoint_every_seconds=120.0,
     )
-    objective = "best_rq:codebook_size=1024,num_codebooks=4"
+    objective = "best_rq:codebook_size=1024,num_codebooks=4,standardise=bands"
     return PretrainRun(NAME, objective, CORPUS, CROP_SECONDS, train)
 
 
