@@ -33,6 +33,7 @@ from audiation.ranking import (
     NotComparableError,
     better_than_both,
     compare,
+    compare_means,
     normalised_average,
     over_seeds,
     paper_average,
@@ -182,6 +183,19 @@ def test_a_metric_that_falls_is_better_where_it_is_lower(monkeypatch):
     good, bad = key_result(range(50)), key_result(range(20))
     assert compare(good, bad).verdict == "better" and compare(good, bad).interval.high < 0
     assert [g.results for g in rank_groups([bad, good])] == [(good,), (bad,)]
+
+
+def test_a_mean_over_tasks_is_compared_on_the_same_draws():
+    """Two tasks on the same tracks: the mean of two equal differences is that difference, with its own interval."""
+    better, worse = key_result(set(range(50))), key_result(set(range(20)), backbone="chroma")
+    one = compare(better, worse)
+    twice = compare_means([(better, worse), (better, worse)])
+    assert (twice.score_a, twice.score_b) == (one.score_a, one.score_b)
+    assert twice.interval == one.interval and twice.verdict == "better"
+    assert compare_means([(better, worse), (worse, better)]).difference == pytest.approx(0.0)
+    assert compare_means([(better, worse), (worse, better)]).verdict == "cannot be told apart"
+    with pytest.raises(NotComparableError, match="no pairs"):
+        compare_means([])
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,9 @@ def _find(
         if official.config:
             config_path = _fetch_official(official.config, official.revision, allow_unverified_hash)
         place = official.checkpoint
-        source = f"hub:{place.repo_id}" if place.repo_id else f"{place.url or place.package or place.filename}"
+        source = (
+            f"hub:{place.repo_id}" if place.repo_id else f"{place.url or place.package or place.filename}"
+        )
     elif (path := _existing(weights)) is not None:
         checkpoint = (
             find_checkpoint(path, official.checkpoint.filename if official else None)

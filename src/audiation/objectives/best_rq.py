@@ -175,7 +175,9 @@ class BestRqObjective(Objective):
             self.band_mean.copy_(frames.mean(0))
             self.band_std.copy_(frames.std(0).clamp(min=LEAST_STD))
         if isinstance(self.quantiser, MelRvq):
-            self.quantiser.fit(torch.cat([self.stacked(spectrum).flatten(0, 1).cpu() for spectrum in spectra]))
+            self.quantiser.fit(
+                torch.cat([self.stacked(spectrum).flatten(0, 1).cpu() for spectrum in spectra])
+            )
 
     def take_over(self, tensors: Mapping[str, Tensor]) -> None:
         """Quantiser and head of an official MusicFM checkpoint, under its names.
