@@ -261,6 +261,9 @@ def test_degenerate_audio_gives_finite_losses(what: str) -> None:
         ("best_rq:codebook=3", "has no field 'codebook'"),
         ("best_rq:window_seconds=0.03", "must be a whole number"),
         ("best_rq:codebook_size=0", "needs features, codes"),
+        ("best_rq:codes=chekpoint", "codes"),
+        ("best_rq:codes=checkpoint,standardise=bands", "cannot be chosen as well"),
+        ("best_rq:codes=checkpoint,seed=7", "cannot be chosen as well"),
         ("bestrq", "unknown objective 'bestrq'"),
     ],
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import audiation.pretraining
 from audiation import cli
+from audiation.backbones.hubert_config import BASE
+from audiation.backbones.hubert_layout import build as build_hubert
+from audiation.backbones.hubert_layout import official_names
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import find_sources
 from audiation.loading import load_backbone
@@ -19,8 +24,10 @@ from audiation.pretrain_run import PretrainRun
 from audiation.pretraining import assemble, pretrain
 from audiation.pretraining_config import PretrainConfig
 from audiation.training import DivergedError, RunFolderError
+from audiation.weights import WeightsError
 from corpus_files import tune, write
 
+GOLDEN = Path(__file__).parent / "golden"
 TRAIN = PretrainConfig(steps=3, batch_size=2, micro_batch_size=1, learning_rate=1e-3, warmup_steps=1)
 OBJECTIVE = "best_rq:codebook_size=32"
 RUN = PretrainRun("musicfm-mini", OBJECTIVE, crop_seconds=0.8, train=TRAIN)
@@ -84,8 +91,6 @@ def test_a_run_goes_on_where_it_was_stopped(trained, corpus, tmp_path):
         if standing.step == 2:
             raise KeyboardInterrupt
 
-    import dataclasses
-
     train = dataclasses.replace(TRAIN, checkpoint_every_steps=1)  # free to change
     with pytest.raises(KeyboardInterrupt):
         pretrain(dataclasses.replace(RUN, train=train), corpus, tmp_path / "run", progress=stop)
@@ -120,13 +125,52 @@ def test_training_goes_on_from_weights(trained, corpus, tmp_path, method):
 
 
 @pytest.mark.filterwarnings("ignore:.*allow_unverified_hash")
+def test_a_published_model_that_is_trained_further_loads_under_its_name(corpus, tmp_path, monkeypatch):
+    """It is not the official file any more, and says so; the official one is still checked."""
+    golden = load_file(GOLDEN / "musicfm_tiny.safetensors")
+    (tmp_path / "official").mkdir()
+    official = {name: tensor for name, tensor in golden.items() if name.startswith("model.")}
+    save_file(official, tmp_path / "official" / "model.safetensors")
+    run = PretrainRun(
+        "musicfm-msd", OBJECTIVE, crop_seconds=0.8, train=TRAIN, weights=str(tmp_path / "official")
+    )
+    with pytest.raises(WeightsError, match="is not the official"):
+        pretrain(run, corpus, tmp_path / "refused")
+    with monkeypatch.context() as allowed:
+        allowed.setenv("AUDIATION_ALLOW_UNVERIFIED_HASH", "1")
+        ended = pretrain(run, corpus, tmp_path / "run")
+    backbone = load_backbone("musicfm-msd", ended.backbone_dir)
+    before = official["model.conv.linear.bias"]
+    assert not torch.equal(backbone.stem.projection.bias, before)
+    assert float((backbone.stem.projection.bias - before).abs().max()) < 0.01
+
+
+def test_heads_and_codebooks_are_gone_on_with(trained, tmp_path):
+    run = PretrainRun(
+        "musicfm-mini", OBJECTIVE, crop_seconds=0.8, train=TRAIN, weights=str(trained.backbone_dir)
+    )
+    held = load_file(trained.run_dir / "objective.safetensors")
+    assert torch.equal(assemble(run).objective.head.weight, held["head.weight"])
+    other = dataclasses.replace(run, objective="best_rq:codebook_size=16")  # of another form: fresh
+    assert assemble(other).objective.head.weight.shape == (16, 128)
+
+
+def test_the_mask_vector_of_published_weights_is_gone_on_with(tmp_path):
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    small = build_hubert(BASE | tiny | {"conv_dim": (8,) * 7}, "musichubert", 16_000)
+    names = {official: small.state_dict()[own] for official, own in official_names(small)}
+    names["masked_spec_embed"] = torch.full((32,), 7.0)
+    save_file(names, tmp_path / "model.safetensors")
+    config = BASE | tiny | {"conv_dim": [8] * 7, "sample_rate": 16_000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = assemble(PretrainRun("musichubert", "hubert", weights=str(tmp_path)))
+    assert torch.equal(model.objective.mask_vector.detach(), torch.full((32,), 7.0))
+
+
+@pytest.mark.filterwarnings("ignore:.*allow_unverified_hash")
 def test_codes_of_a_checkpoint_are_taken_over(tmp_path, monkeypatch):
     """An official file in miniature: quantiser and head come from it, under other sizes it is refused."""
-    from pathlib import Path
-
-    from safetensors.torch import save_file
-
-    golden = load_file(Path(__file__).parent / "golden" / "musicfm_tiny.safetensors")
+    golden = load_file(GOLDEN / "musicfm_tiny.safetensors")
     monkeypatch.setenv("AUDIATION_ALLOW_UNVERIFIED_HASH", "1")  # a miniature
     official = {name: tensor for name, tensor in golden.items() if name.startswith("model.")}
     save_file(official, tmp_path / "model.safetensors")

@@ -18,6 +18,9 @@ _VERBS = {
     "AdapterBank": "audiation.adapters",
     "extract": "audiation.extraction",
     "evaluate": "audiation.evaluation",
+    "pretrain": "audiation.pretraining",
+    "PretrainRun": "audiation.pretrain_run",
+    "PretrainConfig": "audiation.pretraining_config",
     "Run": "audiation.run",
     "Result": "audiation.results",
 }
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from audiation.methods import merge as merge
     from audiation.own_audio import adapt as adapt
     from audiation.own_audio import predict as predict
+    from audiation.pretrain_run import PretrainRun as PretrainRun
+    from audiation.pretraining import pretrain as pretrain
+    from audiation.pretraining_config import PretrainConfig as PretrainConfig
     from audiation.results import Result as Result
     from audiation.run import Run as Run
 

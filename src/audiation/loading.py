@@ -35,6 +35,7 @@ from audiation.weights import (
     WeightsError,
     fetch,
     find_checkpoint,
+    is_own_training,
     read_checkpoint,
     read_config,
     tensors_hash,
@@ -266,7 +267,7 @@ def _find(
         pairs = [(checkpoint, official.checkpoint), (config_path, official.config)]
         pairs += [(further[prefix], official.further[prefix]) for prefix in further]
         for path_or_none, file in pairs:
-            if path_or_none is not None and file is not None:
+            if path_or_none is not None and file is not None and not is_own_training(path_or_none):
                 _verify(path_or_none, file, weights is None, allow_unverified_hash, _known_hashes(spec))
     merged, changed = _merge_config(spec, config_path, config)
     return _Found(checkpoint, merged, changed, source, further)

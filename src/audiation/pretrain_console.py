@@ -78,6 +78,7 @@ def pretrain_with_progress(
             )  # fmt: skip
         console.print(
             f"{report.steps:,} steps on {report.audio_hours:,.1f} hours of audio in {report.seconds:,.0f} s.\n"
+            f"Shorter than a crop and not heard: {report.not_heard:,} recordings.\n"
             f"Backbone: {report.backbone_dir}\n"
             f"Look at it: audiation pretrain show {out}",
             highlight=False,

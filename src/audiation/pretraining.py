@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES, Backbone
@@ -46,7 +46,7 @@ from audiation.probe_hook import ProbeHook
 from audiation.provenance import current_hardware
 from audiation.teachers.targets import TEACHER_FILE
 from audiation.training import Loss, TrainingProgress, fit
-from audiation.weights import tensors_hash
+from audiation.weights import OWN_MARK, tensors_hash
 
 PREPARE_CROPS = 256  # that an objective may be fitted to before the first step
 BACKBONE, OBJECTIVE, RECORD = "backbone", "objective.safetensors", "pretraining.json"
@@ -72,13 +72,15 @@ class Pretraining(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainReport:
-    """How a run ended. audio_hours: of crops that were heard, over all epochs. seconds: of training."""
+    """How a run ended. audio_hours: of crops that were heard, over all epochs. seconds: of training. not_heard:
+    recordings that are shorter than a crop."""
 
     run_dir: Path
     backbone_dir: Path
     steps: int
     audio_hours: float
     seconds: float
+    not_heard: int = 0
 
 
 def pretrain(
@@ -166,12 +168,14 @@ def pretrain(
         },
     )
     hours = report.last_step * run.train.batch_size * run.crop_seconds / 3600
-    ended = PretrainReport(run_dir, run_dir / BACKBONE, report.last_step, hours, report.train_seconds)
+    steps, seconds = report.last_step, report.train_seconds
+    ended = PretrainReport(run_dir, run_dir / BACKBONE, steps, hours, seconds, batches.num_left_out)
     if this_rank().is_first:
         save_pretrained(model, run, run_dir)
         record = {
             "run": json.loads(run.to_json()),
             "corpus": {"name": corpus.name, "hours": round(corpus.hours, 3), "hash": corpus.hash},
+            "not_heard": {"recordings": batches.num_left_out, "hours": round(batches.left_out_hours, 3)},
             "steps": ended.steps,
             "audio_hours": round(hours, 3),
             "train_seconds": round(report.train_seconds, 1),
@@ -197,6 +201,9 @@ def assemble(run: PretrainRun) -> Pretraining:
                 "best_rq:codes=checkpoint goes on with the codes of a checkpoint, and the weights are random"
             )
         objective.take_over(published_checkpoint(run.backbone, run.weights))
+    if run.weights != "random":
+        _go_on(objective, run)
+    _published(backbone, objective, run)  # what could not be written in the end is refused now
     if run.method != "finetune":
         inject(backbone, run.method, generator)
     return Pretraining(backbone, objective).train()
@@ -250,6 +257,22 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
     return load_backbone(run.backbone, run.weights)
 
 
+def _go_on(objective: Objective, run: PretrainRun) -> None:
+    """Heads, codebooks, mask vector and teacher of the run that the weights are from, where they are beside them and of
+    the same form; of official weights the mask vector, where they have one. All else starts fresh."""
+    kept = None if run.weights is None else Path(run.weights).expanduser()
+    if kept is not None and kept.is_dir() and (kept.parent / OBJECTIVE).is_file():
+        tensors, own = load_file(kept.parent / OBJECTIVE), objective.state_dict()
+        if {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in own.items()}:
+            objective.load_state_dict(tensors)
+            return
+    if isinstance(mask := getattr(objective, "mask_vector", None), nn.Parameter):
+        tensors = dict(published_checkpoint(run.backbone, run.weights))
+        if (held := tensors.get(MASK_VECTOR)) is not None and held.shape == mask.shape:
+            with torch.no_grad():
+                mask.copy_(held)
+
+
 def _published(
     backbone: Backbone, objective: Objective, run: PretrainRun
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -263,7 +286,7 @@ def _published(
         if isinstance(mask := getattr(objective, "mask_vector", None), nn.Parameter):
             tensors[MASK_VECTOR] = mask
         return tensors, config
-    if isinstance(backbone, MusicFM):
+    if type(backbone) is MusicFM:
         statistics = backbone.stem.statistics
         config = {"melspec_2048_mean": statistics.mean_db, "melspec_2048_std": statistics.std_db}
         return official_tensors(state, backbone.encoder.config), config
@@ -275,7 +298,7 @@ def _published(
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as stream:
-        stream.write(save(whole))
+        stream.write(save(whole, metadata=dict([OWN_MARK])))
 
 
 def _teachers(corpus: Corpus, names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from audiation.checkpoints import (
@@ -256,6 +257,18 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise WeightsError(f"cannot read {path}: expected a JSON object, got {type(config).__name__}")
     return config
+
+
+OWN_MARK = ("trained_by", "audiation")  # in the header of weights that `pretraining` wrote
+
+
+def is_own_training(path: Path) -> bool:
+    """Whether a file says that it was trained here, so that it is not the official one and need not be."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(OWN_MARK[0]) == OWN_MARK[1]
+    except (OSError, SafetensorError):
+        return False
 
 
 # Spelling and identity -------------------------------------------------------------------------------

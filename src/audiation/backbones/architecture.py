@@ -86,7 +86,8 @@ class Architecture:
         stable beyond 100,000 steps, although the released code never executes it. In bfloat16 nothing needs it.
     conv_norm: of "waveform": "group", over the clip, after the first convolution (HuBERT base, MERT), or "layer", over
         channels after each (data2vec).
-    dropout: one rate, in training only, everywhere; 0.1 in MusicFM and MERT-95M, 0 in MERT-330M.
+    dropout: one rate, in training only; 0.1 in MusicFM and MERT-95M, 0 in MERT-330M. None of activations in "bert", nor
+        of the stem with conv_norm="layer", as in the published recipes.
     max_seconds: what it is trained to hear at once.
 
     Raises:
@@ -438,8 +439,8 @@ def _hubert_config(architecture: Architecture) -> HubertConfig:
         conv_dim=(sizes.conv_channels,) * len(HubertConfig.conv_kernel),
         hidden_dropout=rate,
         attention_dropout=rate,
-        activation_dropout=rate,
-        feat_proj_dropout=rate,
+        activation_dropout=0.0,  # as pre-trained (MERT spec, 3.6), whatever the configs of released weights say
+        feat_proj_dropout=0.0 if architecture.conv_norm == "layer" else rate,  # data2vec: MERT spec, 5.2
     )
 
 

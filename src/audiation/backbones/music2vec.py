@@ -20,7 +20,12 @@ from audiation.weights import OfficialFile, OfficialWeights
 
 SAMPLE_RATE_HZ = 16_000
 PARAMETERS = 93_164_288
-DATA2VEC = BASE | {"feat_extract_norm": "layer", "num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
+DATA2VEC = BASE | {
+    "feat_extract_norm": "layer",
+    "num_conv_pos_embeddings": 5,
+    "conv_pos_kernel_size": 19,
+    "feat_proj_dropout": 0.0,
+}
 _NOTES = (
     "Clips of several lengths can share a batch (num_samples): no norm runs over time.",
     "A padded clip gives what it gives alone; in the published code padding reaches into the end of a clip.",

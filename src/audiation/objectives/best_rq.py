@@ -31,9 +31,9 @@ from audiation.objectives.quantisers import SEED, RandomProjectionQuantiser
 from audiation.training import Loss
 
 FFT_SAMPLES, NUM_MEL_BANDS = 2048, 128
+LEAST_STD = 1e-3  # of a band that never changes
 # Mean and deviation in dB for spectra of backbones that have no corpus statistics of their own: those of the Million
 # Song Dataset that MusicFM was published with (spec (a)).
-LEAST_STD = 1e-3  # of a band that never changes
 MEAN_DB, STD_DB = 6.768444971712967, 18.417922652295623
 QUANTISERS: dict[str, type[RandomProjectionQuantiser] | type[MelRvq]] = {
     "random-projection": RandomProjectionQuantiser,
@@ -88,6 +88,14 @@ class BestRq:
             raise ValueError(f"best_rq: quantiser is one of {', '.join(QUANTISERS)}, got {self.quantiser!r}")
         if self.standardise not in ("corpus", "bands"):
             raise ValueError(f"best_rq: standardise is 'corpus' or 'bands', got {self.standardise!r}")
+        if self.codes not in ("fresh", "checkpoint"):
+            raise ValueError(f"best_rq: codes is 'fresh' or 'checkpoint', got {self.codes!r}")
+        own = (self.quantiser, self.standardise, self.seed, self.num_codebooks)
+        if self.codes == "checkpoint" and own != ("random-projection", "corpus", SEED, 1):
+            raise ValueError(
+                "best_rq:codes=checkpoint takes quantiser and head of a published checkpoint, so quantiser, "
+                "standardise, seed and num_codebooks cannot be chosen as well"
+            )
         if self.mask_at not in ("waveform", "mel"):
             raise ValueError(f"best_rq: mask_at is 'waveform' or 'mel', got {self.mask_at!r}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from rich.console import Console
@@ -72,8 +71,6 @@ class AudiationMini:
     steps: int = 8000
     corpus: str = ""
     workers: int = 2
-
-    questions: ClassVar[tuple[tuple[str, str, str, str], ...]] = QUESTIONS
 
     def carry_out(self, out: Path, device: str, console: Console) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -146,7 +143,8 @@ def judge(weights: Path, out: Path, device: str, console: Console) -> list[dict[
     against: dict[str, list[tuple[Result, Result]]] = {"random": [], "hand-crafted": []}
     for task, *_ in QUESTIONS:
         results = {system: carried.results.get(runs[task, system]) for system in ("trained", *against)}
-        if None in results.values():
+        if missing := [system for system, result in results.items() if result is None]:
+            console.print(f"{task} is left out of the table and the mean: no result of {', '.join(missing)}")
             continue
         trained = results["trained"]
         assert trained is not None
