@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.utils.checkpoint
+from safetensors.torch import load_file
 from torch import nn
 
 from audiation.training import (
@@ -456,6 +457,9 @@ def test_divergence_stops_before_it_spoils_anything(tmp_path, kind):
     bad = [f"3-1-{n}.wav" for n in range(4)]
     names = bad if kind == "loss" else [f"3-0-{n}.wav" for n in range(4)] + bad
     assert (caught.value.step, list(caught.value.names)) == (4, names)
+    kept = json.loads(caught.value.evidence.read_text())["micro_batches"]
+    assert [m["index"] for m in kept] == ([1] if kind == "loss" else [0, 1])
+    assert set(load_file(caught.value.evidence.with_name(kept[0]["tensors"]))) == {"x", "y", "valid"}
     assert caught.value.checkpoint == tmp_path / "a" / "checkpoint.pt"
     assert torch.load(caught.value.checkpoint, weights_only=True)["step"] == 2
     # the module is as after step 3
@@ -890,6 +894,8 @@ def test_all_ranks_refuse_together(processes):
     for report in rank_reports(processes / "two", 2):
         assert "2 of 7 trained parameters are not part of the loss: rarely_used.weight" in report["unused"]
         assert "5 micro-batches per step cannot be shared by 2 processes" in report["unshareable"]
-        step, names, checkpoint = report["diverging"]
+        step, names, checkpoint, evidence = report["diverging"]
         assert step == 5 and names == [f"4-1-{n}.wav" for n in range(4)]
         assert torch.load(checkpoint, weights_only=True)["step"] == 3
+        kept = json.loads(Path(evidence).read_text())["micro_batches"]
+        assert [(m["index"], m["names"]) for m in kept] == [(1, names)]

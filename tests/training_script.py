@@ -267,7 +267,7 @@ def diverging(folder: Path, rank: int) -> object:
     try:
         fit(Net(), _poisoned, RandomBatches(), config, folder)
     except DivergedError as error:
-        return [error.step, list(error.names), str(error.checkpoint)]
+        return [error.step, list(error.names), str(error.checkpoint), str(error.evidence)]
     return None
 
 

@@ -226,7 +226,9 @@ class CropBatches:
                 not fit at the seams.
             CorpusError: targets that are not there.
         """
-        num_samples = round(crop_seconds * corpus.sample_rate_hz)
+        longest_samples = int(corpus.num_samples.max(initial=0))
+        # compared before it is rounded: a float may be larger than any whole number that fits
+        num_samples = round(min(crop_seconds * corpus.sample_rate_hz, longest_samples + 1.0))
         for what, value in (
             ("crop_seconds * rate", num_samples),
             ("micro_batch_size", micro_batch_size),

@@ -76,6 +76,8 @@ def corpus(
     of_targets = {"--teacher": teacher, "--backbone": backbone, "--weights": weights}
     if action != "targets" and (given := [flag for flag, value in of_targets.items() if value is not None]):
         raise ValueError(f"corpus {action} does not take {', '.join(given)}")
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers must be 0 or more, got {workers}")
     if action == "recipes":
         _no_paths(action, paths)
         list_recipes()

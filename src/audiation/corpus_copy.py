@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from audiation.corpus import TABLE_NAME, TARGETS_KEY, WINDOWS_NAME, Corpus, frames_column
 from audiation.corpus_lance import COMMIT_BYTES, KeyedArray, try_table, write_windows
-from audiation.corpus_packed import ITEM
+from audiation.corpus_packed import ITEM, CorpusError
 from audiation.corpus_table import METADATA_KEY, table_of
 from audiation.corpus_targets import StoredTargets
 
@@ -51,6 +52,9 @@ def write_lance(
         CorpusError: another corpus is there, or targets are not complete.
     """
     uri = uri.rstrip("/")
+    place = Path(uri.removeprefix("file://"))
+    if corpus.directory is not None and place.resolve() == corpus.directory.resolve():
+        raise CorpusError(f"{uri} is where the corpus itself lies. Name another place for the copy.")
     opened = [corpus.open_targets(name) for name in corpus.targets]
     window = round(WINDOW_SECONDS * corpus.sample_rate_hz)
     total = len(corpus.recordings) * (1 + len(opened))

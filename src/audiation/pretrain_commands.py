@@ -7,7 +7,7 @@ from pathlib import Path
 
 def run(
     backbone: str | None = None,
-    corpus: Path | None = None,
+    corpus: str | None = None,
     out: Path | None = None,
     objective: str = "best_rq",
     crop_seconds: float = 30.0,

@@ -53,7 +53,7 @@ def given_run(
 
 def pretrain_with_progress(
     run: PretrainRun,
-    corpus: Path,
+    corpus: str,
     out: Path,
     *,
     device: str,

@@ -79,6 +79,10 @@ class PretrainRun:
         for kind, values in ((PretrainConfig, train), (cls, held)):
             if unknown := sorted(values.keys() - {f.name for f in dataclasses.fields(kind)}):
                 raise ValueError(f"not a pre-training run: {kind.__name__} has no field '{unknown[0]}'")
+        for name in ("backbone", "objective", "corpus", "method", "weights"):
+            value = held.get(name, "")
+            if not isinstance(value, str) and not (name == "weights" and value is None):
+                raise ValueError(f"not a pre-training run: {name} is text, got {value!r}")
         try:
             return cls(**held, train=PretrainConfig(**train))
         except TypeError as error:

@@ -134,6 +134,10 @@ def pretrain(
             device=str(target),
             num_processes=this_rank().count,
         )
+    if probe is not None and run.train.parallel == "sharded" and this_rank().count > 1:
+        raise ValueError(
+            "a sharded run on several processes cannot be probed. Probe its backbone when it has ended."
+        )
     hook: ProbeHook | None = None
     if probe is not None and this_rank().is_first:
         hook = ProbeHook(
@@ -161,7 +165,8 @@ def pretrain(
         device=target,
         progress=after,
         identity={
-            "run": run.to_json(),
+            # `fit` compares the training choices itself, as far as they decide anything.
+            "run": json.dumps({k: v for k, v in asdict(run).items() if k != "train"}, sort_keys=True),
             "corpus": f"{corpus.name}, {corpus.hours:.2f} h, {corpus.hash}",
             "weights": model.backbone.weights_hash,
             "teachers": _teachers(corpus, targets),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from audiation.training_config import TrainConfig
+from audiation.training_config import Engine, TrainConfig, check_count
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,23 @@ class PretrainConfig(TrainConfig):
     betas, eps: of Adam.
     decoupled_weight_decay: AdamW's form, as in the recipes of MERT, HuBERT and data2vec.
     decay_fraction: of "tri-stage".
+    precision: besides those of `TrainConfig`, "fp16": float16 autocast, with the loss scaled by a factor that starts
+        at 128, doubles after `loss_scale_window` good steps in a row, and is halved when a gradient overflows; that
+        step is skipped. Below 1e-4 the run stops (MERT spec, section 3.6).
+    loss_scale_window: of "fp16". (fairseq: 2^14, divided by the number of workers and of accumulated batches.)
+    parallel: how several processes share the work (docs/scale.md). "replicated": each has a copy of the model, and
+        gradients are added in an order that repeats itself. "ddp": torch's DistributedDataParallel, which adds while
+        the backward pass goes on. "sharded": FSDP2; parameters, gradients and Adam's averages are split among the
+        processes. One process alone is the same in all three.
+    gather_precision: of "sharded", in which blocks are put together for computing; what is trained stays float32.
+    recompute_blocks: keep only what enters a block, and run it again for the gradient: less memory, more time.
+    compile: blocks by torch.compile, which rounds a little differently; not together with `recompute_blocks`.
+    spike_factor: a step whose loss, or norm of the gradient, is over so many times its median over the last
+        `spike_window` steps is a spike; None: nothing is looked for.
+    spike_window: nothing is a spike before so many steps.
+    spike_action: "log": a note in the log. "skip": the parameters stay as they are. "rollback": they and Adam's
+        averages go back to the last checkpoint, and the run goes on with the batches that come next; then checkpoints
+        come by steps, not by seconds, and when they come belongs to the result.
     """
 
     schedule: Literal["constant", "cosine", "plateau", "linear", "tri-stage"] = "constant"  # type: ignore[assignment]
@@ -28,8 +46,18 @@ class PretrainConfig(TrainConfig):
     eps: float = 1e-6
     decoupled_weight_decay: bool = True
     decay_fraction: float = 0.07
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # type: ignore[assignment]
+    loss_scale_window: int = 2000
+    parallel: Literal["replicated", "ddp", "sharded"] = "replicated"
+    gather_precision: Literal["fp32", "bf16"] = "fp32"
+    recompute_blocks: bool = False
+    compile: bool = False
+    spike_factor: float | None = None
+    spike_window: int = 100
+    spike_action: Literal["log", "skip", "rollback"] = "log"
 
     schedules: ClassVar[tuple[str, ...]] = ("constant", "cosine", "plateau", "linear", "tri-stage")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +69,56 @@ class PretrainConfig(TrainConfig):
             raise ValueError(f"decay_fraction must be between 0 and 1, got {self.decay_fraction}")
         if self.schedule == "tri-stage" and self.min_learning_rate == 0.0:
             raise ValueError("schedule='tri-stage' falls exponentially. Set min_learning_rate above 0.")
+
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        allowed = {
+            "parallel": ("replicated", "ddp", "sharded"),
+            "gather_precision": ("fp32", "bf16"),
+            "spike_action": ("log", "skip", "rollback"),
+            "recompute_blocks": (False, True),
+            "compile": (False, True),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} is one of {', '.join(map(str, values))}, got {getattr(self, name)!r}"
+                )
+        check_count("loss_scale_window", self.loss_scale_window, 1)
+        check_count("spike_window", self.spike_window, 2)
+        if self.spike_factor is not None and not 1.0 < self.spike_factor < math.inf:
+            raise ValueError(f"spike_factor must be a number above 1, got {self.spike_factor!r}")
+        if self.spike_factor is None and self.spike_action != "log":
+            raise ValueError(f"spike_action={self.spike_action!r} needs spike_factor, like 3.0")
+        if self.compile and self.recompute_blocks:
+            raise ValueError(
+                "compile and recompute_blocks do not go together: a compiled block may run otherwise when run again. "
+                "Choose one."
+            )
+        if self.gather_precision == "bf16" and (self.parallel != "sharded" or self.precision != "bf16"):
+            raise ValueError("gather_precision='bf16' needs parallel='sharded' and precision='bf16'")
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(
+            parallel=self.parallel,
+            gather_precision=self.gather_precision,
+            recompute_blocks=self.recompute_blocks,
+            compile=self.compile,
+            loss_scale_window=self.loss_scale_window if self.precision == "fp16" else None,
+            spike_factor=self.spike_factor,
+            spike_window=self.spike_window,
+            spike_action=self.spike_action,
+        )
+
+    @property
+    def free_to_change(self) -> frozenset[str]:  # type: ignore[override]
+        """How the work is shared is free, and results then differ by rounding, as with another number of processes."""
+        free = TrainConfig.free_to_change | {"parallel", "recompute_blocks", "compile"}
+        if self.spike_action == "rollback":
+            free -= {"checkpoint_every_steps", "checkpoint_every_seconds"}
+        return free
 
     def learning_rate_at(
         self, step: int, base_learning_rate: float | None = None, num_reductions: int = 0

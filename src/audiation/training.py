@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from audiation.distributed import copy_from_first, process_group, this_rank, value_from_first
+from audiation.divergence import keep_evidence
+from audiation.losses import ComputeLoss, Loss
 from audiation.micro_batches import Batches, Place, load_ahead, random_stream
 from audiation.selection import Selection, Validation
+from audiation.training_checkpoints import Checkpoints
 from audiation.training_config import TrainConfig
+from audiation.training_layouts import BlockChoices, make_layout
 from audiation.training_state import (
     Checkpoint,
     RunFolder,
@@ -31,7 +35,7 @@ from audiation.training_state import (
     trainable_state,
     trainable_tensors,
 )
-from audiation.training_step import ComputeLoss, Loss, NotFiniteError, OptimiserStep, StepTotals, of_files
+from audiation.training_step import NotFiniteError, OptimiserStep, StepTotals, of_files
 
 __all__ = [
     "Batches",
@@ -88,12 +92,20 @@ class DivergedError(ValueError):
     """The loss or its gradient is not finite any more.
 
     step: number of the optimiser step; the first is 1. names: files of the micro-batches where it happened.
-    checkpoint: the last good state that was written; None if there is none.
+    checkpoint: the last good state that was written; None if there is none. evidence: JSON file about these
+    micro-batches, beside which their tensors lie (`divergence`); None if it could not be written.
     """
 
-    def __init__(self, message: str, step: int, names: tuple[str, ...], checkpoint: Path | None) -> None:
+    def __init__(
+        self,
+        message: str,
+        step: int,
+        names: tuple[str, ...],
+        checkpoint: Path | None,
+        evidence: Path | None = None,
+    ) -> None:
         super().__init__(message)
-        self.step, self.names, self.checkpoint = step, names, checkpoint
+        self.step, self.names, self.checkpoint, self.evidence = step, names, checkpoint, evidence
 
 
 def fit(
@@ -118,7 +130,8 @@ def fit(
 
     Several processes: start them with torchrun and call this inside `with process_group(device) as device:`.
     Micro-batch i of a step goes to rank i modulo their number; rank 0 alone validates, reports and writes files, and
-    its module is what all start from.
+    its module is what all start from. How else the work is shared is said by `config.engine` (docs/scale.md). A module
+    that is sharded meanwhile is whole again afterwards, but not after an error of one rank alone.
 
     Args:
         module: moved to `device`. Training and eval modes are the caller's and stay as they are.
@@ -139,16 +152,15 @@ def fit(
     device = _placed(torch.device(device))
     _check_arguments(config, this_rank().count, validate is not None)
     module.to(device)
-    trained = _trained_parameters(module)
-    folder = RunFolder(Path(run_dir))
-    optimiser_step = OptimiserStep(module, step, config, device, trained)
-    loop = _Loop(optimiser_step, batches, folder, validate, progress)
-    if this_rank().is_first:
-        folder.open(_description(module, config, identity or {}), config.free_to_change)
-        loop.start_from(folder.read_checkpoint())
-    else:
-        loop.start_from(None)
-    return loop.run()
+    _trained_parameters(module)
+    with ExitStack() as stack:
+        stack.enter_context(closing(BlockChoices(module, config.engine)))
+        layout = make_layout(module, step, device, config.engine)
+        optimiser_step = OptimiserStep(layout, config, device, _trained_parameters(module))
+        folder = RunFolder(Path(run_dir))
+        if this_rank().is_first:
+            folder.open(_description(module, config, identity or {}), config.free_to_change)
+        return _Loop(optimiser_step, batches, folder, validate, progress).run_and_close()
 
 
 class _Loop:
@@ -170,31 +182,36 @@ class _Loop:
         self.seconds_before = self.train_seconds = 0.0  # up to this call, up to the last checkpoint
         self.started = self.saved_at = time.monotonic()
         self.log: TrainingLog | None = None  # rank 0 only
+        self.checkpoints = Checkpoints(folder, step)
 
-    def start_from(self, checkpoint: Checkpoint | None) -> None:
-        """Put the state of rank 0 on all ranks. checkpoint: None at the beginning, and on the other ranks."""
-        held = None
-        if checkpoint is not None:
-            load_trainable_state(self.module, checkpoint.state)
-            self.step.load_state(checkpoint.optimiser)
-            names: dict[str, dict[str, Tensor]] = {name: {} for name in checkpoint.optimiser}
-            held = dataclasses.replace(checkpoint, state={}, optimiser=names)
-        copy_from_first([*self.module.parameters(), *self.module.buffers()])
-        if (held := value_from_first(held)) is None:
-            return
-        self.step.copy_state_from_first(list(held.optimiser))
-        self.first_step = self.steps_done = self.saved_step = held.step
-        self.seconds_before = self.train_seconds = held.train_seconds
-        for validation in held.validations:
-            self.selection.add(validation)
+    def run_and_close(self) -> FitReport:
+        try:
+            self._start()
+            report = self._run()
+        except DivergedError:  # raised by all ranks together
+            self.step.layout.close()
+            raise
+        self.step.layout.close()
+        return report
 
-    def run(self) -> FitReport:
+    def _start(self) -> None:
+        """From the last checkpoint, or from the state of rank 0."""
+        if (held := self.checkpoints.load_last()) is not None:
+            self.first_step = self.steps_done = self.saved_step = held.step
+            self.seconds_before = self.train_seconds = held.train_seconds
+            self.step.load_counters(held.counters)
+            for validation in held.validations:
+                self.selection.add(validation)
+
+    def _run(self) -> FitReport:
         with ExitStack() as stack:
             if not self._finished:
                 micro_batches = stack.enter_context(closing(load_ahead(self.batches, self._places())))
                 if self.rank.is_first:
                     log = TrainingLog(self.folder.log, self.steps_done, self.config.tensorboard)
                     self.log = stack.enter_context(closing(log))
+                if self._goes_back and self.steps_done == 0:
+                    self._write_checkpoint()
             while not self._finished:
                 self._advance(micro_batches)
         self._load_kept()
@@ -226,20 +243,45 @@ class _Loop:
             totals = self.step.take(self.steps_done, micro_batches, reductions)
         except NotFiniteError as found:
             raise self._diverged(found) from None
-        if self.after_step is not None:
+        if self.after_step is not None and not totals.skipped:
             self.after_step(self.steps_done)
         self.steps_done += 1
         if self.log is not None:
-            values = {"loss": totals.loss, "learning_rate": learning_rate, "grad_norm": totals.grad_norm}
             seconds = round(time.monotonic() - started, 6)
-            self.log.add(self.steps_done, values | {"seconds": seconds, "parts": totals.parts})
+            self.log.add(self.steps_done, self._line(totals, learning_rate, seconds))
+        if goes_back := bool(totals.spike) and self._goes_back:
+            self.checkpoints.load_last()
         if self.validate is not None and self._validation_is_due():
             self._note_score(self.validate)
-        if self.rank.is_first:
-            if self._checkpoint_is_due():
-                self._write_checkpoint()
-            if self.progress is not None:
-                self.progress(self._standing(totals, learning_rate))
+        if goes_back or self._checkpoint_is_due():
+            self._write_checkpoint()
+        if self.rank.is_first and self.progress is not None:
+            self.progress(self._standing(totals, learning_rate))
+
+    @property
+    def _goes_back(self) -> bool:
+        """After a spike."""
+        return self.config.engine.spike_action == "rollback"
+
+    def _line(self, totals: StepTotals, learning_rate: float, seconds: float) -> dict[str, Any]:
+        """Of the log."""
+        line: dict[str, Any] = {
+            "loss": totals.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": totals.grad_norm,
+        }
+        line |= {"seconds": seconds, "parts": totals.parts}
+        if not totals.is_finite:  # JSON knows no such numbers
+            line |= {"loss": None, "grad_norm": None, "parts": {}}
+        if totals.loss_scale is not None:
+            line["loss_scale"] = totals.loss_scale
+        if totals.spike:
+            line["spike"] = totals.spike
+        if totals.spike and self._goes_back:
+            line["skipped"] = f"spike, back to the state after step {self.saved_step}"
+        elif totals.skipped:
+            line["skipped"] = totals.skipped
+        return line
 
     # Validation ---------------------------------------------------------------------------------------------
 
@@ -272,20 +314,25 @@ class _Loop:
 
     def _checkpoint_is_due(self) -> bool:
         steps, seconds = self.steps_done - self.saved_step, time.monotonic() - self.saved_at
-        due = steps >= self.config.checkpoint_every_steps or seconds >= self.config.checkpoint_every_seconds
-        return self._finished or due
+        due = self._finished or steps >= self.config.checkpoint_every_steps
+        if self._goes_back:
+            return due
+        # All ranks write shards, and their clocks differ.
+        late = seconds >= self.config.checkpoint_every_seconds
+        return due or (value_from_first(late) if self.checkpoints.is_sharded else late)
 
     def _write_checkpoint(self) -> None:
-        assert self.log is not None
-        self.log.sync()
+        if self.log is not None:
+            self.log.sync()
         self.train_seconds = self.seconds_before + time.monotonic() - self.started
-        self.folder.write_checkpoint(
+        self.checkpoints.write(
             Checkpoint(
                 self.steps_done,
-                trainable_state(self.module),
-                self.step.state(),
-                tuple(self.selection.validations),
-                self.train_seconds,
+                state={},
+                optimiser={},
+                validations=tuple(self.selection.validations),
+                train_seconds=self.train_seconds,
+                counters=self.step.counters(),
             )
         )
         self.saved_step, self.saved_at = self.steps_done, time.monotonic()
@@ -313,21 +360,34 @@ class _Loop:
         )
 
     def _diverged(self, found: NotFiniteError) -> DivergedError:
-        path = self.folder.checkpoint
-        checkpoint, step = value_from_first(path if path.exists() else None), self.steps_done + 1
+        checkpoint, step = value_from_first(self.checkpoints.last), self.steps_done + 1
+        evidence, unkept = value_from_first(self._evidence(found) if self.rank.is_first else (None, ""))
         advice = ["a lower learning_rate", "more warmup_steps"]
         if self.config.precision == "bf16":
             advice.append("precision='fp32'")
+        if self.config.precision == "fp16":
+            advice.append("precision='bf16'")
         kept = (
             f"The last good state is in {checkpoint}." if checkpoint else "No checkpoint was written before."
         )
+        about = f"What it was computed from is in {evidence}." if evidence else unkept
         return DivergedError(
             f"{found.what} at step {step} of {self.config.steps}{of_files(found.names)}. "
-            f"Try {', '.join(advice)}, in another run folder. {kept}",
+            f"Try {', '.join(advice)}, in another run folder. {kept} {about}",
             step,
             found.names,
             checkpoint,
+            evidence,
         )
+
+    def _evidence(self, found: NotFiniteError) -> tuple[Path | None, str]:
+        """Where it is, or why it is nowhere: a full disk must not hide what has happened."""
+        try:
+            return keep_evidence(
+                self.folder.diverged, self.batches, found.places, {"what": found.what, **found.facts}
+            ), ""
+        except OSError as error:
+            return None, f"What it was computed from could not be written ({error})."
 
 
 def _placed(device: torch.device) -> torch.device:
@@ -346,6 +406,10 @@ def _check_arguments(config: TrainConfig, num_ranks: int, has_validation: bool) 
             "Choose batch_size / micro_batch_size as a multiple of their number."
         )
     if has_validation:
+        if num_ranks > 1 and config.engine.parallel == "sharded":
+            raise ValueError(
+                "validate runs on one process, and parallel='sharded' has the module on all of them"
+            )
         return
     if config.keep == "best":
         raise ValueError("keep='best' needs validate. Give it, or keep='last'.")

@@ -12,6 +12,24 @@ import torch
 
 
 @dataclass(frozen=True)
+class Engine:
+    """How steps are computed and guarded. The defaults are those of all training but pre-training, whose
+    `PretrainConfig` says what the fields are.
+
+    loss_scale_window: None: the loss is not scaled.
+    """
+
+    parallel: Literal["replicated", "ddp", "sharded"] = "replicated"
+    gather_precision: Literal["fp32", "bf16"] = "fp32"
+    recompute_blocks: bool = False
+    compile: bool = False
+    loss_scale_window: int | None = None
+    spike_factor: float | None = None
+    spike_window: int = 100
+    spike_action: Literal["log", "skip", "rollback"] = "log"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How `training.fit` trains. The optimiser is Adam with torch's betas and epsilon.
 
@@ -59,6 +77,7 @@ class TrainConfig:
     tensorboard: bool = False
 
     schedules: ClassVar[tuple[str, ...]] = ("constant", "cosine", "plateau")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16")
     # Fields that a resumed run may have otherwise, because no result depends on them. Subclasses add theirs.
     free_to_change: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every_steps", "checkpoint_every_seconds", "tensorboard"}
@@ -66,12 +85,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "plateau_patience", "checkpoint_every_steps"):
-            _check_count(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1)
         for name in ("micro_batch_size", "validate_every_steps", "patience"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1)
+                check_count(name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed"):
-            _check_count(name, getattr(self, name), 0)
+            check_count(name, getattr(self, name), 0)
         for name in ("learning_rate", "checkpoint_every_seconds"):
             _check_positive(name, getattr(self, name))
         for prefix, rate in self.group_learning_rates:
@@ -103,7 +122,7 @@ class TrainConfig:
     def _check_choices(self) -> None:
         allowed = {
             "schedule": self.schedules,
-            "precision": ("fp32", "bf16"),
+            "precision": self.precisions,
             "keep": ("best", "last"),
         }
         for name, values in allowed.items():
@@ -114,6 +133,11 @@ class TrainConfig:
                 raise ValueError("schedule='plateau' goes by validations. Set validate_every_steps.")
             if self.patience is not None:
                 raise ValueError(f"patience={self.patience} counts validations. Set validate_every_steps.")
+
+    @property
+    def engine(self) -> Engine:
+        """How steps are computed and guarded."""
+        return Engine()
 
     @property
     def num_micro_batches(self) -> int:
@@ -163,7 +187,7 @@ class TrainConfig:
         return {name: self.learning_rate if p is None else rates[p] for name, p in longest.items()}
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
 

@@ -3,6 +3,8 @@
     run.json           what the run is: configuration, identity, names and shapes of what is trained
     checkpoint.pt      everything that the steps after it depend on
     best.safetensors   trainable state with the best validation score; its step and score are in the header
+    shards/step-N/     the same of a sharded run, see `training_shards`
+    diverged/          what a loss that is no number came from, see `divergence`
     log.jsonl          a line per step and per validation
 
 Every file but the log is replaced as a whole. The best state is written before the checkpoint that counts on it: a
@@ -15,7 +17,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +115,15 @@ def _batch_norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What the steps after `step` depend on. optimiser: parameter name -> Adam's tensors for it."""
+    """What the steps after `step` depend on. optimiser: parameter name -> Adam's tensors for it. counters: of loss
+    scale and spikes, JSON values; empty where there are none."""
 
     step: int
     state: dict[str, Tensor]
     optimiser: dict[str, dict[str, Tensor]]
     validations: tuple[Validation, ...]
     train_seconds: float
+    counters: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -128,6 +132,8 @@ class RunFolder:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.checkpoint = directory / "checkpoint.pt"
+        self.shards = directory / "shards"
+        self.diverged = directory / "diverged"
         self.best = directory / "best.safetensors"
         self.log = directory / "log.jsonl"
         self.description = directory / "run.json"
@@ -143,7 +149,7 @@ class RunFolder:
         self.directory.mkdir(parents=True, exist_ok=True)
         wanted = json.loads(json.dumps(description))
         if not self.description.exists():
-            if self.checkpoint.exists():
+            if self.checkpoint.exists() or self.shards.exists():
                 raise RunFolderError(
                     f"{self.directory} has a checkpoint but no {self.description.name}. "
                     "Delete the folder to begin again, or use another one."
@@ -183,6 +189,7 @@ class RunFolder:
                 content["optimiser"],
                 tuple(Validation(step, score) for step, score in content["validations"]),
                 content["train_seconds"],
+                json.loads(content.get("counters", "{}")),
             )
         except Exception as error:  # whatever goes wrong in decoding damaged bytes is the file's fault
             raise self._damaged(self.checkpoint, error) from error
@@ -195,6 +202,7 @@ class RunFolder:
             "optimiser": checkpoint.optimiser,
             "validations": [(v.step, v.score) for v in checkpoint.validations],
             "train_seconds": checkpoint.train_seconds,
+            "counters": json.dumps(checkpoint.counters),
         }
         _replace(self.checkpoint, lambda path: torch.save(content, path))
 
@@ -276,7 +284,12 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(directory: Path) -> None:
+    """The names in it to the disk."""
+    folder = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -57,8 +57,11 @@ def serve(
         threads: of torch and BLAS in each worker.
 
     Raises:
+        ValueError: fewer than no workers.
         RuntimeError: `answer` raised in a worker (bad input should be a message), or none can start.
     """
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}")
     if workers == 0:
         for job in jobs:
             for message in answer(job):

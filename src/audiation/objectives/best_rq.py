@@ -31,6 +31,7 @@ from audiation.objectives.quantisers import SEED, RandomProjectionQuantiser
 from audiation.training import Loss
 
 FFT_SAMPLES, NUM_MEL_BANDS = 2048, 128
+MOST_CODES, MOST_CODEBOOKS = 65_536, 64
 LEAST_STD = 1e-3  # of a band that never changes
 # Mean and deviation in dB for spectra of backbones that have no corpus statistics of their own: those of the Million
 # Song Dataset that MusicFM was published with (spec (a)).
@@ -86,6 +87,11 @@ class BestRq:
             )
         if self.quantiser not in QUANTISERS:
             raise ValueError(f"best_rq: quantiser is one of {', '.join(QUANTISERS)}, got {self.quantiser!r}")
+        if not 2 <= self.codebook_size <= MOST_CODES or not 1 <= self.num_codebooks <= MOST_CODEBOOKS:
+            raise ValueError(
+                f"best_rq: codebook_size is from 2 to {MOST_CODES:,} and num_codebooks from 1 to {MOST_CODEBOOKS}, got "
+                f"{self.codebook_size:,} and {self.num_codebooks:,}"
+            )
         if self.standardise not in ("corpus", "bands"):
             raise ValueError(f"best_rq: standardise is 'corpus' or 'bands', got {self.standardise!r}")
         if self.codes not in ("fresh", "checkpoint"):
