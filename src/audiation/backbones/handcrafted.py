@@ -178,8 +178,8 @@ def mfcc_frames(clip: np.ndarray) -> np.ndarray:
 
 
 def chroma_and_mfcc_frames(clip: np.ndarray) -> np.ndarray:
-    """`(S,)` -> `(32, T)`: `chroma_frames`, then `mfcc_frames`."""
-    return np.concatenate([chroma_frames(clip), mfcc_frames(clip)])
+    """`(S,)` -> `(32, T)`: `chroma_frames`, then `mfcc_frames` in units of 100, so that both are of like size."""
+    return np.concatenate([chroma_frames(clip), mfcc_frames(clip) / 100.0])
 
 
 def chroma_and_logmel_frames(clip: np.ndarray) -> np.ndarray:
