@@ -264,6 +264,8 @@ OWN_MARK = ("trained_by", "audiation")  # in the header of weights that `pretrai
 
 def is_own_training(path: Path) -> bool:
     """Whether a file says that it was trained here, so that it is not the official one and need not be."""
+    if not path.is_file():  # reading a pipe would never end
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(OWN_MARK[0]) == OWN_MARK[1]
