@@ -20,6 +20,8 @@ from audiation.corpus_sources import Sources, find_sources
 from audiation.store import StoreLockedError
 from corpus_files import tune, write
 
+pytestmark = pytest.mark.slow  # starts and kills processes
+
 RATE_HZ = 24_000
 
 
