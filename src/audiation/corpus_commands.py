@@ -45,34 +45,7 @@ def corpus(
     weights: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """Make a corpus to pre-train on, and look after it.
-
-    build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
-    read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
-    statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
-    something differs. targets DIR --teacher NAME: codes that mert and hubert predict, stored beside the corpus; without
-    --teacher: which there are. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be
-    read over the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are
-    understood.
-
-    Args:
-        action: build, show, verify, targets, to-lance or recipes.
-        paths: build: folders and files; others: the corpus, a folder or URI.
-        out: folder of the new corpus; for to-lance also a URI.
-        name: of the corpus, which runs record; default: that of the recipe, or of the first path.
-        rate: of the corpus in Hz, that of the backbones to be trained.
-        form: packed: files that are mapped into memory; lance: a table, to be copied to object storage.
-        min_seconds: files that are shorter are left out.
-        keep_silence: keep files that are silent throughout.
-        workers: processes that decode; default: one per core.
-        recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
-        licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
-        metadata: with --recipe: the table, or the folder that it is in.
-        teacher: with targets: like encodec, logmel-km300, mfcc39-km500 or layer6-km2000.
-        backbone: with targets: whose layer a teacher hears.
-        weights: with targets: of the backbone or the teacher, as for `audiation evaluate`.
-        device: with targets: torch device.
-    """
+    """What `audiation corpus` does; `cli.corpus` says what its arguments are."""
     of_targets = {"--teacher": teacher, "--backbone": backbone, "--weights": weights}
     if action != "targets" and (given := [flag for flag, value in of_targets.items() if value is not None]):
         raise ValueError(f"corpus {action} does not take {', '.join(given)}")
