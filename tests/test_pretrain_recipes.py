@@ -23,13 +23,14 @@ from audiation.protocols import PROTOCOLS
 from audiation.recipes import run_recipe
 from audiation.recipes.base import parse_recipe
 from audiation.recipes.musicfm_table1 import CONTRASTS, MODELS, PRINTED, MusicFmTable1
-from audiation.recipes.pretrain_base import (
-    Trained,
+from audiation.recipes.pretrain_budget import Trained, train_rows
+from audiation.recipes.pretrain_differences import Contrast, pair_of, run_fields
+from audiation.recipes.pretrain_rows import (
+    PretrainRow,
     backbone_outline,
     file_name,
     loads_as,
     small_run,
-    train_rows,
     with_steps,
 )
 from audiation.recipes.thesis_pretraining import CONTRASTS as THESIS_CONTRASTS
@@ -181,6 +182,8 @@ def test_a_step_hears_as_much_whatever_the_crop() -> None:
     rows = {r.name: r.run for r in MusicFmTable1(size="mini", corpus="x").rows()}
     heard = {n: run.train.batch_size * run.crop_seconds for n, run in rows.items() if run is not None}
     assert set(heard.values()) == {120.0}
+    short = MusicFmTable1(size="mini", corpus="x", batch_seconds=30.0).runs()
+    assert {run.train.batch_size * run.crop_seconds for run in short} == {30.0}
     four, five = (ROWS["4.3"][i].run for i in (1, 8))
     assert four is not None and five is not None
     assert four.train.batch_size * four.crop_seconds == five.train.batch_size * five.crop_seconds == 1920.0
@@ -199,6 +202,218 @@ def test_rows_of_the_thesis_say_what_they_change() -> None:
     assert parse_objective(objectives["RVQ, mixup 0.5"]).mixup_probability == 0.5  # type: ignore[attr-defined]
     assert [len(ROWS[t]) for t in ROWS] == [5, 9, 11, 8]
     assert sum(r.run is None for rows in ROWS.values() for r in rows) == 2  # two speech models
+
+
+def specs_of_training() -> dict[str, dict[str, Any]]:
+    """By row, or table and row: what papers and specs print about the optimiser; what they leave open is not here."""
+    musicfm = {  # paper, section 3.3: Adam at 1e-4 after a warm-up; no decay is named
+        "learning_rate": 1e-4, "schedule": "constant", "warmup_steps": 30_000, "weight_decay": 0.0,
+        "betas": (0.9, 0.999), "eps": 1e-8, "decoupled_weight_decay": False,
+    }  # fmt: skip
+    fairseq = {
+        "steps": 400_000, "weight_decay": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "decoupled_weight_decay": True,
+    }  # fmt: skip
+    linear = {"schedule": "linear", "warmup_steps": 32_000, "min_learning_rate": 0.0}
+    large = fairseq | linear | {"learning_rate": 1.5e-3, "clip_norm": 1.0}  # MERT spec, 3.6: 330M
+    base = fairseq | linear | {"learning_rate": 5e-4, "clip_norm": 10.0}  # 95M, and section 4: HuBERT base
+    data2vec = fairseq | {  # section 5.2: 3 % up, 90 % flat, 7 % down to a hundredth
+        "learning_rate": 5e-4, "min_learning_rate": 5e-6, "schedule": "tri-stage", "warmup_steps": 12_000,
+        "decay_fraction": 0.07, "clip_norm": None,
+    }  # fmt: skip
+    printed = {f"FM{number}": musicfm for number in range(2, 10)} | {"FM1": large}
+    for table, rows in ROWS.items():
+        for row in rows:
+            if row.run is not None:
+                printed[f"{table} {row.name}"] = data2vec if table == "4.3" else base
+    return printed | {"4.3 step=800k": data2vec | {"steps": 800_000, "warmup_steps": 24_000}}
+
+
+def paper_rows() -> dict[str, PretrainRow]:
+    rows = {row.name: row for row in MusicFmTable1().rows()}
+    return rows | {f"{table} {row.name}": row for table in ROWS for row in ROWS[table] if row.run is not None}
+
+
+def test_the_optimisers_are_those_of_papers_and_specs() -> None:
+    rows, printed = paper_rows(), specs_of_training()
+    assert rows.keys() == printed.keys() and len(rows) == 9 + 4 + 8 + 11 + 8
+    for name, row in rows.items():
+        assert row.run is not None
+        assert {f: getattr(row.run.train, f) for f in printed[name]} == printed[name], name
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "printed_seconds", "tolerance"),
+    [
+        ("FM1", 17_920.0, 5.33 * 3600, 0.07),  # MERT spec, 3.6: crops of 5 s for 5.12 s
+        (
+            "4.2 k=500 MFCC dim=39",
+            625.0,
+            8 * 1.4e6 / 16_000,
+            0.11,
+        ),  # section 4: 1.4 million samples hold 5 crops
+        ("4.3 vanilla", 1920.0, 8 * 3.8e6 / 16_000, 0.02),  # section 5.2
+        ("4.3 crop5s", 1920.0, 1920.0, 0.0),  # thesis, section 4.3.2: as much audio
+        ("5.3 RVQ all", 5120.0, 1.48 * 3600, 0.04),
+        ("5.4 k-means, CQT 1", 5120.0, 1.48 * 3600, 0.04),
+    ],
+)
+def test_a_step_hears_what_is_printed(
+    name: str, seconds: float, printed_seconds: float, tolerance: float
+) -> None:
+    run = paper_rows()[name].run
+    assert run is not None and run.train.batch_size * run.crop_seconds == seconds
+    assert abs(seconds / printed_seconds - 1) <= tolerance
+    assert run.train.batch_size % (run.train.micro_batch_size or 1) == 0
+
+
+def test_objectives_are_those_of_the_specs() -> None:
+    """MERT spec, 3.3, 3.6, 4 and 5: masks, widths, left-out layers, gradients of the convolutions."""
+    of_codes = ("mask_probability", "mask_length", "min_spans", "final_dim", "conv_gradient", "layer_drop")
+    printed = {
+        "FM1": (of_codes, (0.8, 5, 2, 128, 1.0, 0.0)),
+        "4.2 k=500 MFCC dim=39": (of_codes, (0.8, 10, 2, 256, 0.1, 0.05)),
+        "5.3 RVQ all": (of_codes, (0.8, 5, 2, 64, 0.1, 0.05)),
+        "4.3 vanilla": (
+            ("mask_probability", "mask_length", "min_spans", "top_layers", "layer_drop", "ema_steps"),
+            (0.65, 10, 1, 8, 0.05, 30_000),
+        ),
+    }
+    for name, (fields, values) in printed.items():
+        run = paper_rows()[name].run
+        assert run is not None
+        objective = parse_objective(run.objective)
+        assert tuple(getattr(objective, f) for f in fields) == values, name
+
+
+def dropouts_of(row: PretrainRow) -> dict[str, set[float]]:
+    """The rates in the modules of the backbone."""
+    assert row.run is not None
+    backbone = backbone_outline(row.run)
+    assert backbone.encoder is not None
+    attention: set[Any] = {block.attention.dropout for block in backbone.encoder.blocks}  # type: ignore[union-attr]
+    rates: dict[str, set[float]] = {"attention": attention}
+    for name, module in backbone.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            kind = "stem" if name.startswith("stem") else name.rpartition(".")[2]
+            rates.setdefault(kind, set()).add(module.p)
+    return rates
+
+
+def test_dropouts_are_those_of_papers_and_specs() -> None:
+    rows = paper_rows()
+    everywhere = {"attention": {0.1}, "dropout": {0.1}}
+    base = everywhere | {"activation_dropout": {0.0}, "stem": {0.1}}  # MERT spec, 3.6 and 4
+    for name, row in rows.items():
+        rates = dropouts_of(row)
+        if name == "FM1":  # MERT spec, 3.6: none at 330M
+            assert rates == {k: {0.0} for k in ("attention", "dropout", "activation_dropout", "stem")}
+        elif name in ("FM2", "FM3"):
+            assert rates == everywhere | {"activation_dropout": {0.0}}
+        elif name.startswith("FM"):  # MusicFM spec, (b)
+            assert rates == everywhere
+        elif name.startswith("4.3"):  # MERT spec, 5.2; it says nothing of activations
+            assert (rates["stem"], rates["attention"], rates["dropout"]) == ({0.0}, {0.1}, {0.1})
+        else:
+            assert rates == base, name
+
+
+# Contrasts -------------------------------------------------------------------------------------------------
+
+
+def all_contrasts() -> list[tuple[str, Contrast, PretrainRow, PretrainRow]]:
+    found = []
+    for size in ("paper", "mini"):
+        musicfm = MusicFmTable1(size=size, corpus="x")  # type: ignore[arg-type]
+        tables: list[tuple[str, list[PretrainRow], tuple[Contrast, ...]]] = [
+            ("musicfm", musicfm.rows(), CONTRASTS)
+        ]
+        for number, printed in THESIS_CONTRASTS.items():
+            thesis = ThesisPretraining(number, size=size, corpus_16k="x", corpus_24k="y")  # type: ignore[arg-type]
+            tables.append((number, thesis.rows(), printed))
+        for table, rows, contrasts in tables:
+            by_name = {row.name: row for row in rows}
+            found += [(f"{size} {table}", c, by_name[c.a], by_name[c.b]) for c in contrasts]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("place", "contrast", "a", "b"), all_contrasts(), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_a_contrast_names_every_field_that_differs(
+    place: str, contrast: Contrast, a: PretrainRow, b: PretrainRow
+) -> None:
+    """The two runs as plain values, field by field, against what is printed."""
+    assert a.run is not None and b.run is not None
+    pair = pair_of(contrast, a, b)
+    named = {d.field.partition(".")[0] for d in pair.differences}
+    first, second = dataclasses.asdict(a.run), dataclasses.asdict(b.run)
+    trains = first.pop("train"), second.pop("train")
+    differ = {f for f in first if first[f] != second[f]}
+    differ |= {f"train.{f}" for f in trains[0] if trains[0][f] != trains[1][f]}
+    assert differ <= named | {d.field for d in pair.differences}, place
+    assert pair.differences
+    for field in (f for f in differ if f.startswith("train.")):
+        name = field.partition(".")[2]
+        assert f"{name} " in pair.text
+    for difference in pair.differences:
+        assert difference.a != difference.b and str(difference) in pair.text
+    # Nothing differs inside the short forms but what is named.
+    mine, theirs = run_fields(a.run), run_fields(b.run)
+    of_both = {f for f in mine.keys() & theirs.keys() if mine[f] != theirs[f]}
+    assert of_both <= {d.field for d in pair.differences}
+    if mine["backbone"] == theirs["backbone"] and mine["objective"] == theirs["objective"]:
+        assert mine.keys() == theirs.keys()
+    assert (a.corpus != b.corpus) == any(d.field == "corpus" for d in pair.differences)
+
+
+def test_contrasts_of_several_factors_are_known() -> None:
+    """All others are about one thing alone; nothing that a contrast claims to be about stays equal at both sizes."""
+    several = {(c.what, c.a, c.b) for _, c, a, b in all_contrasts() if not pair_of(c, a, b).is_single_factor}
+    assert {(a, b) for _, a, b in several} == {
+        ("FM2", "FM1"),
+        ("MFCC 500", "MFCC 100"),
+        ("MFCC 2000", "MFCC 500"),
+        ("log-mel and chroma", "MFCC 2000"),
+        ("RVQ all", "log-mel and chroma, CQT"),
+    }
+    differ: dict[Contrast, set[str]] = {}
+    for _, contrast, a, b in all_contrasts():
+        differ.setdefault(contrast, set()).update(d.field for d in pair_of(contrast, a, b).differences)
+    for contrast, fields in differ.items():
+        assert set(contrast.about) <= fields, contrast
+
+
+def test_contrasts_say_what_differs_by_hand() -> None:
+    found = {(place, c.a, c.b): pair_of(c, a, b) for place, c, a, b in all_contrasts()}
+    assert found["paper musicfm", "FM4", "FM2"].text == "backbone conformer, not bert; num_layers 12, not 24"
+    assert found["mini musicfm", "FM3", "FM2"].text == (
+        "max_seconds 30, not 5; crop_seconds 30, not 5; batch_size 4, not 24"
+    )
+    assert found["paper musicfm", "FM9", "FM7"].text == "corpus fm9_corpus, not corpus"
+    assert (
+        found["paper 5.3", "MFCC 500", "MFCC 100"].text
+        == "features mfcc60, not mfcc39; clusters 500, not 100"
+    )
+    encodec = found["paper 5.3", "RVQ all", "log-mel and chroma, CQT"]
+    assert "sample_rate_hz 24,000, not 16,000; frame_rate_hz 75, not 50" in encodec.text
+    assert (
+        "features encodec, not kmeans" in encodec.text and "corpus corpus_24k, not corpus_16k" in encodec.text
+    )
+    mert = found["mini musicfm", "FM2", "FM1"]
+    for said in ("stem mel, not waveform", "dropout 0.1, not 0", "schedule constant, not linear",
+                 "weight_decay 0, not 0.01", "objective best_rq, not mert"):  # fmt: skip
+        assert said in mert.text
+
+
+def test_steps_that_follow_from_equal_minutes_are_named_and_no_factor() -> None:
+    _, contrast, a, b = next(c for c in all_contrasts() if c[0] == "mini musicfm" and c[1].a == "FM9")
+    assert a.run is not None and b.run is not None
+    a, b = (dataclasses.replace(r, run=with_steps(r.run, n)) for r, n in ((a, 100), (b, 60)) if r.run)
+    pair = pair_of(contrast, a, b, equal_minutes=True)
+    assert "steps 100, not 60; warmup_steps 5, not 3" in pair.text and pair.is_single_factor
+    assert not pair_of(contrast, a, b).is_single_factor
+    longer = dataclasses.replace(a, share_of_minutes=2.0)
+    assert not pair_of(contrast, longer, b, equal_minutes=True).is_single_factor
 
 
 def test_every_contrast_has_its_printed_differences() -> None:
@@ -228,6 +443,7 @@ def test_every_contrast_has_its_printed_differences() -> None:
         ("musicfm_table1:models=FM1+FM10", ValueError, "got 'FM10'"),
         ("musicfm_table1:tasks=mtt", ValueError, "tasks are scores-key"),
         ("musicfm_table1:minutes_each=0", ValueError, "minutes_each must be a positive number"),
+        ("thesis_pretraining:batch_seconds=-1", ValueError, "batch_seconds must be a positive number"),
         ("thesis_pretraining:table=4.4", ValueError, "one of 4.2, 4.3, 5.3, 5.4"),
         ("thesis_pretraining:size=mini", ValueError, "corpus_16k=FOLDER"),
         ("thesis_pretraining:tasks=scores-beats", ValueError, "tasks are scores-key"),
@@ -266,11 +482,14 @@ def test_paper_size_writes_runs_and_prints_the_contrasts(
     assert held == MusicFmTable1(models="FM8").runs()[0]
     assert "606,450,688" in screen.text and "240 x 4" in screen.text and "160 x 2" in screen.text
     assert "the paper prints 660M and no widths" in screen.text and "the released code mixes" in screen.text
+    assert "tokens, input and optimiser: BEST-RQ, not MERT several" in screen.text
+    assert "num_layers 24, not 12" in screen.text and "corpus fm9_corpus, not corpus" in screen.text
     with (tmp_path / "musicfm_table1" / "contrasts.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(CONTRASTS) * len(PRINTED.columns)
     size = [r for r in rows if r["a"] == "FM8" and r["printed_column"] == "giantsteps_key, key_weighted"]
     assert float(size[0]["printed_difference"]) == pytest.approx(0.649 - 0.674)
+    assert (size[0]["factors"], size[0]["differs_in"]) == ("one", "num_layers 24, not 12")
 
 
 # At size mini ----------------------------------------------------------------------------------------------
@@ -310,7 +529,28 @@ def test_small_models_are_trained_probed_and_compared(
     assert {(r["a"], r["b"]) for r in rows} == {("FM4", "FM2"), ("FM8", "FM7"), ("FM9", "FM7")}
     for said in ("proves nothing", "too large for today", "no corpus was given for it (fm9_corpus=FOLDER)"):
         assert said in screen.text
+    for said in ("FM8 not trained: too large for today", "0.833", "equal minutes", "Hears fm9_corpus"):
+        assert said in screen.text
+    for of_the_paper in (
+        "660M",
+        "160,000 hours",
+        "8 x 4",
+    ):  # no notes about the paper's sizes, no steps of the trial
+        assert of_the_paper not in screen.text
     assert "2.0 of 2" in screen.text and "+0.333*" in screen.text and "(+0.024)" in screen.text
+
+
+def test_what_cannot_be_probed_is_listed(
+    tmp_path: Path, screen: Screen, pretrained: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(run: Run, **options: Any) -> Result:
+        raise ValueError("scores is not there")
+
+    monkeypatch.setattr(console_module, "evaluate", evaluate)
+    run_recipe(MINI, tmp_path, console=screen)
+    assert "FM4, scores-key not probed: scores is not there" in screen.text
+    with (tmp_path / "musicfm_table1" / "contrasts.csv").open() as file:
+        assert not any(row["difference"] for row in csv.DictReader(file))
 
 
 def test_started_again_it_keeps_the_steps_it_began_with(

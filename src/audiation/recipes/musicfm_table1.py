@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,24 +13,10 @@ from audiation.pretrain_run import PretrainRun
 from audiation.pretraining_config import PretrainConfig
 from audiation.recipes.base import RECIPES
 from audiation.recipes.musicfm_tables import COLUMNS
-from audiation.recipes.petl_table2 import names_in
-from audiation.recipes.pretrain_base import (
-    PROVES_NOTHING,
-    Contrast,
-    PretrainRow,
-    PrintedTable,
-    Question,
-    check_minutes,
-    judge_rows,
-    printed_cells,
-    render_budgets,
-    render_contrasts,
-    render_rows,
-    small_run,
-    train_rows,
-    write_contrasts,
-    write_runs,
-)
+from audiation.recipes.pretrain_base import PretrainTable, check_table, chosen_names
+from audiation.recipes.pretrain_contrasts import PrintedTable, Question
+from audiation.recipes.pretrain_differences import Contrast
+from audiation.recipes.pretrain_rows import SMALL_BATCH_SECONDS, PretrainRow, Size, small_run
 from audiation.recipes.tables import Column
 
 # Printed: Adam at 1e-4 after a warm-up of 30,000 steps, in float16. Steps and batch are not; ours are what 8 GPUs take.
@@ -61,18 +48,24 @@ RANDOM = "best_rq:codebook_size=8192"
 K_MEANS = "mert:teacher=kmeans,final_dim=128,conv_gradient=1.0,layer_drop=0.0,mixup_max_seconds=1.5"
 SMALL_RANDOM = "best_rq:codebook_size=1024"
 SMALL_K_MEANS = "mert:teacher=kmeans,conv_gradient=1.0,layer_drop=0.0"
-SMALL_BATCH_SECONDS = 120.0  # of audio in a step
-_FM1 = (
-    "The paper calls it MERT and prints k-means for its tokens; the released MERT-330M has EnCodec's. Here it is the "
-    "encoder and recipe of MERT-330M with log-mel and chroma clusters, on crops of 5 s."
-)
-_FM8 = "24 blocks of 1,024, which count 0.61 billion parameters; the paper prints 660M and no widths."
-_FM9 = "FMA, 8,000 hours; the others have 160,000 hours of the authors' own."
+_FM1 = "The paper calls it MERT and prints k-means for its tokens; the released MERT-330M has EnCodec's. Here it is "
+# Of the paper's size, and of size mini.
+NOTES: Mapping[str, tuple[str, str]] = {
+    "FM1": (
+        f"{_FM1}the encoder and recipe of MERT-330M with log-mel and chroma clusters, on crops of 5 s.",
+        f"{_FM1}MERT's way of hearing waveforms, with log-mel and chroma clusters and its mixing and optimiser.",
+    ),
+    "FM8": (
+        "24 blocks of 1,024, which count 0.61 billion parameters; the paper prints 660M and no widths.",
+        "8 blocks for the 4 of FM7.",
+    ),
+    "FM9": ("FMA, 8,000 hours; the others have 160,000 hours of the authors' own.", "Hears fm9_corpus."),
+}
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What the paper prints. layers: blocks of the small version; the larger model has twice as many."""
+    """What the paper prints. is_random: whether its tokens are."""
 
     name: str
     encoder: Literal["bert", "conformer"]
@@ -80,7 +73,6 @@ class _Model:
     rate_hz: int
     crop_seconds: float
     is_random: bool = True
-    note: str = ""
 
     @property
     def backbone(self) -> str:
@@ -94,39 +86,44 @@ class _Model:
         depth = ",num_layers=8" if self.size == "660m" else ""
         return self.backbone.replace(f"size={self.size}", f"size=mini{depth}")
 
-    def row(self, size: str) -> PretrainRow:
+    def row(self, size: Size, batch_seconds: float) -> PretrainRow:
         train = TRAIN if self.is_random else TRAIN_MERT
         run = PretrainRun(
             self.backbone, RANDOM if self.is_random else K_MEANS, crop_seconds=self.crop_seconds, train=train
         )
         if size == "mini":
             objective = SMALL_RANDOM if self.is_random else SMALL_K_MEANS
-            run = small_run(run, self.small_backbone, SMALL_BATCH_SECONDS, objective)
+            run = small_run(run, self.small_backbone, batch_seconds, objective)
         corpus = "fm9_corpus" if self.name == "FM9" else "corpus"
-        return PretrainRow(self.name, run, self.name, self.note, corpus)
+        paper, mini = NOTES.get(self.name, ("", ""))
+        return PretrainRow(self.name, run, self.name, mini if size == "mini" else paper, corpus)
 
 
 MODELS = (
-    _Model("FM1", "bert", "330m", 75, 5.0, False, _FM1),
+    _Model("FM1", "bert", "330m", 75, 5.0, False),
     _Model("FM2", "bert", "330m", 75, 5.0),
     _Model("FM3", "bert", "330m", 75, 30.0),
     _Model("FM4", "conformer", "330m", 75, 5.0),
     _Model("FM5", "conformer", "330m", 75, 30.0),
     _Model("FM6", "conformer", "330m", 50, 30.0),
     _Model("FM7", "conformer", "330m", 25, 30.0),
-    _Model("FM8", "conformer", "660m", 25, 30.0, True, _FM8),
-    _Model("FM9", "conformer", "330m", 25, 30.0, True, _FM9),
+    _Model("FM8", "conformer", "660m", 25, 30.0),
+    _Model("FM9", "conformer", "330m", 25, 30.0),
 )
+# At one count of parameters BERT is twice as deep as a conformer, whose blocks hold more.
+_ENCODER = ("backbone", "backbone.num_layers")
+# At size mini batches of longer crops are smaller, so that a step hears as much.
+_INPUT = ("crop_seconds", "backbone.max_seconds", "train.batch_size")
 CONTRASTS = (
-    Contrast("architecture: conformer, not BERT, 5 s", "FM4", "FM2"),
-    Contrast("architecture: conformer, not BERT, 30 s", "FM5", "FM3"),
-    Contrast("tokens: random, not k-means", "FM2", "FM1"),
-    Contrast("input: 30 s, not 5 s, BERT", "FM3", "FM2"),
-    Contrast("input: 30 s, not 5 s, conformer", "FM5", "FM4"),
-    Contrast("rate: 50 Hz, not 75", "FM6", "FM5"),
-    Contrast("rate: 25 Hz, not 50", "FM7", "FM6"),
-    Contrast("size: twice as deep", "FM8", "FM7"),
-    Contrast("data: the smaller corpus", "FM9", "FM7"),
+    Contrast("encoder: conformer, not BERT of twice the depth, 5 s", "FM4", "FM2", _ENCODER),
+    Contrast("encoder: conformer, not BERT of twice the depth, 30 s", "FM5", "FM3", _ENCODER),
+    Contrast("tokens, input and optimiser: BEST-RQ, not MERT", "FM2", "FM1", ("objective",)),
+    Contrast("input: 30 s, not 5 s, BERT", "FM3", "FM2", _INPUT),
+    Contrast("input: 30 s, not 5 s, conformer", "FM5", "FM4", _INPUT),
+    Contrast("rate: 50 Hz, not 75", "FM6", "FM5", ("backbone.frame_rate_hz",)),
+    Contrast("rate: 25 Hz, not 50", "FM7", "FM6", ("backbone.frame_rate_hz",)),
+    Contrast("size: twice as deep", "FM8", "FM7", ("backbone.num_layers",)),
+    Contrast("data: the smaller corpus", "FM9", "FM7", ("corpus",)),
 )
 PRINTED = PrintedTable("musicfm", "Table 1", "probing", COLUMNS)
 # Nearest columns of the paper, on other music: chorales here, pop there.
@@ -148,27 +145,24 @@ class MusicFmTable1:
     size: "paper": write the runs and print the paper's contrasts; nothing is trained. "mini": train small ones.
     models: joined by "+".
     corpus: folder of a corpus at 24 kHz, of FM1 to FM8. fm9_corpus: a smaller one, of FM9; "": it is left out.
-    minutes_each: of training, per model.
+    minutes_each: of training, per model. batch_seconds: of audio in a step, at size mini.
     tasks: that the trained models are probed on, joined by "+".
     train: choices that depart from the protocol of the probes, joined by "+".
     """
 
-    size: Literal["paper", "mini"] = "paper"
+    size: Size = "paper"
     models: str = "+".join(model.name for model in MODELS)
     corpus: str = ""
     fm9_corpus: str = ""
     minutes_each: float = 30.0
+    batch_seconds: float = SMALL_BATCH_SECONDS
     tasks: str = "+".join(QUESTIONS)
     train: str = ""
 
     def __post_init__(self) -> None:
-        if self.size not in ("paper", "mini"):
-            raise ValueError(f"size is 'paper' or 'mini', got '{self.size}'")
-        check_minutes(self.minutes_each)
-        for field, known in (("models", [m.name for m in MODELS]), ("tasks", list(QUESTIONS))):
-            for name in names_in(getattr(self, field), field):
-                if name not in known:
-                    raise ValueError(f"{field} are {', '.join(known)}, got '{name}'")
+        check_table(self.size, self.minutes_each, self.batch_seconds)
+        self._chosen()
+        self.questions()
         if self.size == "mini" and not self.corpus:
             raise ValueError(
                 "size=mini trains: name a corpus at 24 kHz (corpus=FOLDER), see docs/pretraining-recipes.md"
@@ -176,43 +170,36 @@ class MusicFmTable1:
 
     def rows(self) -> list[PretrainRow]:
         """The models that were chosen, in the order of the paper."""
-        chosen = names_in(self.models, "models")
-        return [model.row(self.size) for model in MODELS if model.name in chosen]
+        chosen = self._chosen()
+        return [model.row(self.size, self.batch_seconds) for model in MODELS if model.name in chosen]
 
     def runs(self) -> list[PretrainRun]:
         return [row.run for row in self.rows() if row.run is not None]
 
     def contrasts(self) -> list[Contrast]:
         """Those whose two models were chosen."""
-        chosen = names_in(self.models, "models")
+        chosen = self._chosen()
         return [contrast for contrast in CONTRASTS if contrast.a in chosen and contrast.b in chosen]
 
     def questions(self) -> list[Question]:
         train = self.train.replace("+", ",")
-        chosen = [QUESTIONS[name] for name in names_in(self.tasks, "tasks")]
-        return [Question(one.task, one.protocol, one.printed, train) for one in chosen]
+        return [
+            replace(QUESTIONS[name], train=train)
+            for name in chosen_names(self.tasks, "tasks", list(QUESTIONS))
+        ]
 
     def carry_out(self, out: Path, device: str, console: Console) -> None:
-        """Write the runs; at size mini train, probe, and print the contrasts with intervals beside the paper's."""
-        rows, contrasts = self.rows(), self.contrasts()
-        console.print(render_rows(f"MusicFM, table 1, size {self.size}", rows))
-        for row in rows:
-            if row.note:
-                console.print(f"{row.name}: {row.note}", style="dim", highlight=False)
-        console.print(f"Runs: {write_runs(rows, out)}", highlight=False)
-        paper = printed_cells(contrasts, PRINTED, rows)
-        if self.size == "paper":
-            console.print(render_contrasts("Contrasts as printed", paper))
-            console.print(f"Written: {write_contrasts(paper, out)}", highlight=False)
-            return
-        corpora = {"corpus": self.corpus, "fm9_corpus": self.fm9_corpus}
-        trained = train_rows(rows, corpora, out, self.minutes_each, device, console)
-        console.print(render_budgets(trained))
-        cells = judge_rows(trained, self.questions(), contrasts, PRINTED, rows, out, device, console)
-        console.print(render_contrasts("Contrasts: ours, 95 % interval (printed)", cells))
-        console.print(
-            "*: the interval of the difference (paired bootstrap over test tracks) lies on one side of 0. "
-            f"{PROVES_NOTHING}",
-            highlight=False,
-        )
-        console.print(f"Written: {write_contrasts([*cells, *paper], out)}", highlight=False)
+        """As `PretrainTable.carry_out`."""
+        PretrainTable(
+            "MusicFM, table 1",
+            self.size,
+            self.rows(),
+            self.contrasts(),
+            PRINTED,
+            self.questions(),
+            {"corpus": self.corpus, "fm9_corpus": self.fm9_corpus},
+            self.minutes_each,
+        ).carry_out(out, device, console)
+
+    def _chosen(self) -> list[str]:
+        return chosen_names(self.models, "models", [model.name for model in MODELS])

@@ -16,24 +16,10 @@ from rich.console import Console
 from audiation.pretrain_run import PretrainRun
 from audiation.pretraining_config import PretrainConfig
 from audiation.recipes.base import RECIPES
-from audiation.recipes.petl_table2 import names_in
-from audiation.recipes.pretrain_base import (
-    PROVES_NOTHING,
-    Contrast,
-    PretrainRow,
-    PrintedTable,
-    Question,
-    check_minutes,
-    judge_rows,
-    printed_cells,
-    render_budgets,
-    render_contrasts,
-    render_rows,
-    small_run,
-    train_rows,
-    write_contrasts,
-    write_runs,
-)
+from audiation.recipes.pretrain_base import PretrainTable, check_table, chosen_names
+from audiation.recipes.pretrain_contrasts import PrintedTable, Question
+from audiation.recipes.pretrain_differences import Contrast
+from audiation.recipes.pretrain_rows import SMALL_BATCH_SECONDS, PretrainRow, Size, small_run
 from audiation.recipes.tables import AVERAGE, Column
 from audiation.recipes.thesis_tables import FOUR_TASKS, NINE_TASKS
 
@@ -52,7 +38,8 @@ TRAIN_HUBERT = PretrainConfig(
     clip_norm=10.0,
     precision="bf16",
 )
-# data2vec-audio base (section 5.2): 3 % up, 90 % flat, 7 % down. 3.8 million samples on each of eight GPUs.
+# data2vec-audio base (section 5.2): 3 % up, 90 % flat, 7 % down. Its 3.8 million samples on each of eight GPUs are 8
+# crops of 30 s.
 TRAIN_DATA2VEC = PretrainConfig(
     steps=400_000,
     batch_size=64,
@@ -68,7 +55,9 @@ TRAIN_DATA2VEC = PretrainConfig(
 # MERT-95M (section 3.6): 64 GPUs with 16 crops of 5 s each, 1.4 hours.
 TRAIN_MERT = replace(TRAIN_HUBERT, batch_size=1024, micro_batch_size=16)
 HUBERT_CROP_SECONDS = 15.625
-SMALL_BATCH_SECONDS = 120.0  # of audio in a step
+# HuBERT base, which is also MERT-95M's encoder, with the dropout that it was pre-trained with (section 3.6).
+BERT_16K = "bert:stem=waveform,size=95m,sample_rate_hz=16000,frame_rate_hz=50,norm=post"
+BERT_24K = "bert:stem=waveform,size=95m,frame_rate_hz=75,norm=post"
 SMALL_16K = "bert:stem=waveform,size=mini,sample_rate_hz=16000,frame_rate_hz=50,norm=post"
 SMALL_24K = "bert:stem=waveform,size=mini,frame_rate_hz=75,norm=post"
 # The small encoder has 8 blocks where the thesis' has 12.
@@ -77,6 +66,12 @@ SMALL_LAYERS = {"layer6": "layer4", "top_layers=12": "top_layers=8", "top_layers
 SMALL_EMA = "ema_decay=0.99,ema_end_decay=0.999,ema_steps=500"
 _SPEECH = "trained on speech by others; it is only probed"
 _LAYER = "which layer is clustered is not stated; 6 as in HuBERT base"
+_TWICE = "twice the steps"
+# What a note becomes at size mini; others hold at both sizes.
+SMALL_NOTES = {
+    _LAYER: "which layer is clustered is not stated; layer 4 of 8 stands for layer 6 of 12, HuBERT base's",
+    _TWICE: "twice the minutes",
+}
 _MFCC = "the row of table 4.2 with nearly the same scores"
 _ABLATION = "MERT-95M ablation: "
 _K_MEANS = "acoustic_teacher=K-means^Logmel+Chroma, acoustic_target_class=300 + 200"
@@ -84,8 +79,9 @@ _K_MEANS = "acoustic_teacher=K-means^Logmel+Chroma, acoustic_target_class=300 + 
 
 def _hubert(name: str, printed: str, teacher: str, note: str = "", features_of: str = "") -> PretrainRow:
     run = PretrainRun(
-        "musichubert", f"hubert:teacher={teacher}", crop_seconds=HUBERT_CROP_SECONDS, train=TRAIN_HUBERT
-    )
+        f"{BERT_16K},max_seconds={HUBERT_CROP_SECONDS}", f"hubert:teacher={teacher}",
+        crop_seconds=HUBERT_CROP_SECONDS, train=TRAIN_HUBERT,
+    )  # fmt: skip
     return PretrainRow(name, run, printed, note, "corpus_16k", features_of)
 
 
@@ -100,21 +96,20 @@ def _music2vec(
         micro_batch_size=round(8 * 30.0 / crop_seconds),
     )
     run = PretrainRun("music2vec", f"data2vec:{choices}", crop_seconds=crop_seconds, train=train)
-    note = "twice the minutes at size mini" if times > 1 else ""
-    return PretrainRow(name, run, name, note, "corpus_16k", share_of_minutes=times)
+    return PretrainRow(name, run, name, _TWICE if times > 1 else "", "corpus_16k")
 
 
 def _mert(
-    name: str, printed: str, objective: str, backbone: str = "mert-v0", note: str = "", features_of: str = ""
+    name: str, printed: str, objective: str, backbone: str = BERT_16K, note: str = "", features_of: str = ""
 ) -> PretrainRow:
-    run = PretrainRun(backbone, objective, crop_seconds=5.0, train=TRAIN_MERT)
-    corpus = "corpus_16k" if backbone == "mert-v0" else "corpus_24k"
+    run = PretrainRun(f"{backbone},max_seconds=5.0", objective, crop_seconds=5.0, train=TRAIN_MERT)
+    corpus = "corpus_16k" if backbone == BERT_16K else "corpus_24k"
     return PretrainRow(name, run, _ABLATION + printed, note, corpus, features_of)
 
 
 def _rvq(name: str, classes: str, codebooks: str) -> PretrainRow:
     printed = f"acoustic_teacher=RVQ-VAE, acoustic_target_class=1024 {classes}, musical_teacher=CQT"
-    return _mert(name, printed, f"mert:codebooks={codebooks},mixup_probability=0.0", "mert-v1-95m")
+    return _mert(name, printed, f"mert:codebooks={codebooks},mixup_probability=0.0", BERT_24K)
 
 
 def _weighted(name: str, weight: str, mixup: str, objective: str, note: str = "") -> PretrainRow:
@@ -129,7 +124,7 @@ def _encodec(name: str, mixup: str, probability: float) -> PretrainRow:
         "parameter_size=95M, acoustic_teacher=RVQ-VAE, acoustic_target_class=1024×8 all codebook, "
         f"musical_loss_weight=1, in_batch_mixup_probability={mixup}"
     )
-    return _mert(name, printed, f"mert:mixup_probability={probability}", "mert-v1-95m")
+    return _mert(name, printed, f"mert:mixup_probability={probability}", BERT_24K)
 
 
 def _mfcc_53(name: str, classes: str, teacher: str, note: str, features_of: str = "") -> PretrainRow:
@@ -203,37 +198,65 @@ ROWS: Mapping[TableNumber, tuple[PretrainRow, ...]] = {
         _encodec("RVQ, mixup 0.5", "0.5", 0.5),
     ),
 }
+_CLUSTERS, _FEATURES = "objective.clusters", "objective.features"
+_BOOKS, _WEIGHT, _MIXUP = "objective.codebooks", "objective.cqt_weight", "objective.mixup_probability"
+_SPAN, _PROBABILITY = ("objective.mask_length",), ("objective.mask_probability",)
+_STEPS = ("train.steps", "train.warmup_steps", "share_of_minutes")
+# As much audio in a step: more crops where they are shorter.
+_CROP = ("crop_seconds", "backbone.max_seconds", "train.batch_size", "train.micro_batch_size")
 CONTRASTS: Mapping[TableNumber, tuple[Contrast, ...]] = {
     "4.2": (
-        Contrast("clusters: 2,000, not 500", "k=2000 MFCC dim=39", "k=500 MFCC dim=39"),
-        Contrast("MFCC: 20 coefficients, not 13", "k=500 MFCC dim=60", "k=500 MFCC dim=39"),
-        Contrast("teacher: layers of the first model", "k=2000 iter2", "k=2000 MFCC dim=39"),
+        Contrast("clusters: 2,000, not 500", "k=2000 MFCC dim=39", "k=500 MFCC dim=39", (_CLUSTERS,)),
+        Contrast("MFCC: 60 dimensions, not 39", "k=500 MFCC dim=60", "k=500 MFCC dim=39", (_FEATURES,)),
+        Contrast(
+            "teacher: a layer of the first model, not MFCC", "k=2000 iter2", "k=2000 MFCC dim=39", (_FEATURES,)
+        ),
     ),
-    "4.3": tuple(
-        Contrast(name, name, "vanilla")
-        for name in ("span=5", "span=15", "prob=50", "prob=80", "step=800k", "target=12", "crop5s")
+    "4.3": (
+        Contrast("mask: spans of 5, not 10", "span=5", "vanilla", _SPAN),
+        Contrast("mask: spans of 15, not 10", "span=15", "vanilla", _SPAN),
+        Contrast("mask: probability 0.5, not 0.65", "prob=50", "vanilla", _PROBABILITY),
+        Contrast("mask: probability 0.8, not 0.65", "prob=80", "vanilla", _PROBABILITY),
+        Contrast("training: twice as long", "step=800k", "vanilla", _STEPS),
+        Contrast("target: all layers, not the top two thirds", "target=12", "vanilla", ("objective.top_layers",)),
+        Contrast("input: crops of 5 s, not 30", "crop5s", "vanilla", _CROP),
     ),
     "5.3": (
-        Contrast("clusters: 500, not 100", "MFCC 500", "MFCC 100"),
-        Contrast("clusters: 2,000, not 500", "MFCC 2000", "MFCC 500"),
-        Contrast("teacher: log-mel and chroma, not MFCC", "log-mel and chroma", "MFCC 2000"),
-        Contrast("second iteration, MFCC", "MFCC 2000, second", "MFCC 2000"),
-        Contrast("second iteration, log-mel and chroma", "log-mel and chroma, second", "log-mel and chroma"),
-        Contrast("with CQT", "log-mel and chroma, CQT", "log-mel and chroma"),
-        Contrast("teacher: EnCodec, not k-means", "RVQ all", "log-mel and chroma, CQT"),
-        Contrast("last codebook alone", "RVQ 7", "RVQ all"),
-        Contrast("first codebook alone", "RVQ 0", "RVQ all"),
-        Contrast("a random codebook", "RVQ random", "RVQ all"),
+        Contrast(
+            "clusters 500, not 100, and 60 dimensions, not 39", "MFCC 500", "MFCC 100", (_CLUSTERS,)
+        ),
+        Contrast(
+            "clusters 2,000, not 500, and 39 dimensions, not 60", "MFCC 2000", "MFCC 500", (_CLUSTERS,)
+        ),
+        Contrast(
+            "MERT's recipe with log-mel and chroma, not HuBERT's with MFCC", "log-mel and chroma", "MFCC 2000",
+            (_FEATURES,),
+        ),
+        Contrast(
+            "teacher: a layer of the first model, not MFCC", "MFCC 2000, second", "MFCC 2000", (_FEATURES,)
+        ),
+        Contrast(
+            "teacher: one stream of a layer of the first model, not two of log-mel and chroma",
+            "log-mel and chroma, second", "log-mel and chroma", ("objective", _FEATURES),
+        ),
+        Contrast("with CQT", "log-mel and chroma, CQT", "log-mel and chroma", (_WEIGHT,)),
+        Contrast(
+            "teacher: EnCodec at 24 kHz and 75 Hz, not k-means at 16 kHz and 50 Hz", "RVQ all",
+            "log-mel and chroma, CQT", (_FEATURES,),
+        ),
+        Contrast("codebooks: the last alone, not all", "RVQ 7", "RVQ all", (_BOOKS,)),
+        Contrast("codebooks: the first alone, not all", "RVQ 0", "RVQ all", (_BOOKS,)),
+        Contrast("codebooks: a random one, not all", "RVQ random", "RVQ all", (_BOOKS,)),
     ),
     "5.4": (
-        Contrast("with CQT", "k-means, CQT 1", "k-means, no CQT"),
-        Contrast("weight of CQT: 2, not 1", "k-means, CQT 2", "k-means, CQT 1"),
-        Contrast("weight of CQT: 5, not 1", "k-means, CQT 5", "k-means, CQT 1"),
-        Contrast("mixup 0.25, k-means", "k-means, mixup 0.25", "k-means, CQT 1"),
-        Contrast("mixup 0.5, k-means", "k-means, mixup 0.5", "k-means, CQT 1"),
-        Contrast("mixup 0.5, EnCodec", "RVQ, mixup 0.5", "RVQ, no mixup"),
+        Contrast("with CQT", "k-means, CQT 1", "k-means, no CQT", (_WEIGHT,)),
+        Contrast("weight of CQT: 2, not 1", "k-means, CQT 2", "k-means, CQT 1", (_WEIGHT,)),
+        Contrast("weight of CQT: 5, not 1", "k-means, CQT 5", "k-means, CQT 1", (_WEIGHT,)),
+        Contrast("mixup: 0.25, not none, k-means", "k-means, mixup 0.25", "k-means, CQT 1", (_MIXUP,)),
+        Contrast("mixup: 0.5, not none, k-means", "k-means, mixup 0.5", "k-means, CQT 1", (_MIXUP,)),
+        Contrast("mixup: 0.5, not none, EnCodec", "RVQ, mixup 0.5", "RVQ, no mixup", (_MIXUP,)),
     ),
-}
+}  # fmt: skip
 PRINTED: Mapping[TableNumber, PrintedTable] = {
     "4.2": PrintedTable("thesis", "Table 4.2", "probing, weighted sum of all layers", (*NINE_TASKS, AVERAGE)),
     "4.3": PrintedTable("thesis", "Table 4.3", "probing, weighted sum of all layers", (*NINE_TASKS, AVERAGE)),
@@ -254,23 +277,22 @@ class ThesisPretraining:
     size: "paper": write the runs and print the paper's contrasts; nothing is trained. "mini": train small ones.
     corpus_16k, corpus_24k: folders of corpora; rows with EnCodec as teacher take the second. "": those rows are left
         out.
-    minutes_each: of training, per row.
+    minutes_each: of training, per row. batch_seconds: of audio in a step, at size mini.
     tasks: that the trained models are probed on, joined by "+": scores-key, scores-timbre, scores-tempo.
     """
 
     table: TableNumber = "4.2"
-    size: Literal["paper", "mini"] = "paper"
+    size: Size = "paper"
     corpus_16k: str = ""
     corpus_24k: str = ""
     minutes_each: float = 30.0
+    batch_seconds: float = SMALL_BATCH_SECONDS
     tasks: str = "scores-key+scores-timbre"
 
     def __post_init__(self) -> None:
         if self.table not in get_args(TableNumber):
             raise ValueError(f"table is one of {', '.join(get_args(TableNumber))}, got '{self.table}'")
-        if self.size not in ("paper", "mini"):
-            raise ValueError(f"size is 'paper' or 'mini', got '{self.size}'")
-        check_minutes(self.minutes_each)
+        check_table(self.size, self.minutes_each, self.batch_seconds)
         self.questions()
         if self.size == "mini" and not (self.corpus_16k or self.corpus_24k):
             raise ValueError(
@@ -280,7 +302,9 @@ class ThesisPretraining:
 
     def rows(self) -> list[PretrainRow]:
         """All rows of the table, also those that nothing is trained for."""
-        return [row if self.size == "paper" else _small(row) for row in ROWS[self.table]]
+        if self.size == "paper":
+            return list(ROWS[self.table])
+        return [_small(row, self.batch_seconds) for row in ROWS[self.table]]
 
     def runs(self) -> list[PretrainRun]:
         return [row.run for row in self.rows() if row.run is not None]
@@ -288,39 +312,25 @@ class ThesisPretraining:
     def questions(self) -> list[Question]:
         protocol = "marble-weighted-sum" if self.table.startswith("4") else "marble-constrained"
         known = {"scores-key": KEY, "scores-timbre": TIMBRE[self.table[0]], "scores-tempo": None}
-        chosen = names_in(self.tasks, "tasks")
-        if unknown := [name for name in chosen if name not in known]:
-            raise ValueError(f"tasks are {', '.join(known)}, got '{unknown[0]}'")
-        return [Question(name, protocol, known[name]) for name in chosen]
+        return [
+            Question(name, protocol, known[name]) for name in chosen_names(self.tasks, "tasks", list(known))
+        ]
 
     def carry_out(self, out: Path, device: str, console: Console) -> None:
-        """Write the runs; at size mini train, probe, and print the contrasts with intervals beside the thesis'."""
-        out = out / f"table{self.table}"
-        rows, contrasts, printed = self.rows(), CONTRASTS[self.table], PRINTED[self.table]
-        console.print(render_rows(f"Thesis, table {self.table}, size {self.size}", rows))
-        for row in rows:
-            if row.note and row.run is not None:
-                console.print(f"{row.name}: {row.note}", style="dim", highlight=False)
-        console.print(f"Runs: {write_runs(rows, out)}", highlight=False)
-        paper = printed_cells(contrasts, printed, rows)
-        if self.size == "paper":
-            console.print(render_contrasts("Contrasts as printed", paper))
-            console.print(f"Written: {write_contrasts(paper, out)}", highlight=False)
-            return
-        corpora = {"corpus_16k": self.corpus_16k, "corpus_24k": self.corpus_24k}
-        trained = train_rows(rows, corpora, out, self.minutes_each, device, console)
-        console.print(render_budgets(trained))
-        cells = judge_rows(trained, self.questions(), contrasts, printed, rows, out, device, console)
-        console.print(render_contrasts("Contrasts: ours, 95 % interval (printed)", cells))
-        console.print(
-            "*: the interval of the difference (paired bootstrap over test tracks) lies on one side of 0. "
-            f"{PROVES_NOTHING}",
-            highlight=False,
-        )
-        console.print(f"Written: {write_contrasts([*cells, *paper], out)}", highlight=False)
+        """As `PretrainTable.carry_out`, in a folder of the table."""
+        PretrainTable(
+            f"Thesis, table {self.table}",
+            self.size,
+            self.rows(),
+            CONTRASTS[self.table],
+            PRINTED[self.table],
+            self.questions(),
+            {"corpus_16k": self.corpus_16k, "corpus_24k": self.corpus_24k},
+            self.minutes_each,
+        ).carry_out(out / f"table{self.table}", device, console)
 
 
-def _small(row: PretrainRow) -> PretrainRow:
+def _small(row: PretrainRow, batch_seconds: float) -> PretrainRow:
     if row.run is None:
         return row
     backbone = SMALL_24K if row.corpus == "corpus_24k" else SMALL_16K
@@ -333,4 +343,9 @@ def _small(row: PretrainRow) -> PretrainRow:
         backbone += ",conv_norm=layer"
         objective += f",{SMALL_EMA}"
     backbone += f",max_seconds={row.run.crop_seconds}"
-    return replace(row, run=small_run(row.run, backbone, SMALL_BATCH_SECONDS, objective))
+    return replace(
+        row,
+        run=small_run(row.run, backbone, batch_seconds, objective),
+        note=SMALL_NOTES.get(row.note, row.note),
+        share_of_minutes=row.run.train.steps / TRAIN_DATA2VEC.steps,
+    )
