@@ -345,6 +345,18 @@ def test_other_files_of_torch_are_named(tmp_path: Path):
         read_checkpoint(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("mark", [b"\x80", b"PK"])
+def test_a_safetensors_file_may_begin_like_one_of_torch(tmp_path: Path, mark: bytes):
+    """It begins with the length of its header, whose lowest bytes can be anything."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    length = int.from_bytes(mark, "little")
+    while length < len(header):
+        length += 1 << 8 * len(mark)
+    values = np.array([1.0, 2.0], np.float32).tobytes()
+    (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + header.ljust(length) + values)
+    assert read_checkpoint(tmp_path / "x.safetensors")["a"].tolist() == [1.0, 2.0]
+
+
 def test_an_archive_in_several_volumes_is_refused(tmp_path: Path):
     path = write("torch zip", tmp_path, example())
     content = bytearray(path.read_bytes())

@@ -98,7 +98,8 @@ def checkpoint_kind(path: Path) -> CheckpointKind:
     text = head.lstrip()
     if not head:
         reason = "it is empty"
-    elif path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")):
+    # The length of a safetensors header may end in either mark; its text begins behind it.
+    elif path.suffix == ".safetensors" and head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         reason = "it is a torch file; name it .pt"
     elif head.startswith(b"PK\x03\x04"):
         return _kind_of_archive(path)
