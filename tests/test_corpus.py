@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from audiation import corpus_targets
-from audiation.corpus import Corpus, CorpusError, Crop, CropBatches, _permuted, write_targets
+from audiation import corpus_commits
+from audiation.corpus import Corpus, CorpusError, Crop, CropBatches, _permuted
 from audiation.corpus_build import BuildSettings, build_corpus
+from audiation.corpus_codes import write_targets
 from audiation.corpus_packed import PackedArrays, PackedWriter, Piece, Place
 from audiation.corpus_sources import find_sources
+from audiation.folder_lock import FolderLockedError, locked
+from audiation.json_lines import DamagedLinesError
 from corpus_files import tune, write
 
 RATE_HZ = 16_000
@@ -92,6 +95,46 @@ def test_a_recording_that_is_not_there(built):
 def test_what_is_no_corpus_says_how_to_build_one(tmp_path):
     with pytest.raises(CorpusError, match="audiation corpus build"):
         Corpus(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda header: header.pop("statistics"), "it has no 'statistics'"),
+        (lambda header: header["statistics"].pop("licences"), "it has no 'licences'"),
+        (
+            lambda header: header["statistics"].update(near_duplicates="2"),
+            r"'statistics\.near_duplicates' is a whole",
+        ),
+        (
+            lambda header: header["statistics"].update(files={"stored": "2"}),
+            r"'statistics\.files' is an object of wh",
+        ),
+        (lambda header: header.update(hours=None), "'hours' is a number, got None"),
+        (lambda header: header.update(sample_rate_hz=True), "'sample_rate_hz' is a whole number, got True"),
+        (lambda header: header.update(format=2), "another format"),
+        (lambda header: header.update(wings=2), "wings"),
+    ],
+)
+def test_a_damaged_header_says_what_is_wrong(own, change, message):
+    header = json.loads((own.directory / "corpus.json").read_text())
+    change(header)
+    (own.directory / "corpus.json").write_text(json.dumps(header))
+    with pytest.raises(
+        CorpusError, match=rf"corpus\.json is not about a corpus.*{message}.*Call the same build again"
+    ):
+        Corpus(own.directory)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"commit": 0, "files": 3}', '{"commit": 0}', '{"commit": 0, "files": [{"entry": 1}]}']
+)
+def test_a_damaged_journal_says_which_line(own, tmp_path, line):
+    (own.directory / "journal.jsonl").write_text(line + "\n")
+    with pytest.raises(DamagedLinesError, match=r"journal\.jsonl, line 1, has no 'files' that can be read"):
+        build_corpus(
+            find_sources([tmp_path / "music"]), own.directory, "own", BuildSettings(RATE_HZ), workers=0
+        )
 
 
 def test_a_cut_file_is_noticed(own):
@@ -308,7 +351,7 @@ def test_targets_go_on_after_a_stop_and_for_a_corpus_that_has_grown(own, tmp_pat
         return ramp(own, 50.0)(recording)
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_targets, "COMMIT_BYTES", 1)
+        patch.setattr(corpus_commits, "COMMIT_BYTES", 1)
         with pytest.raises(KeyboardInterrupt):
             write_targets(own, "t", 50.0, (1000, 2), lambda i: compute(i, stop_at=1))
     with pytest.raises(CorpusError, match="1 of 2 recordings"):
@@ -345,6 +388,24 @@ def test_targets_go_on_after_a_stop_and_for_a_corpus_that_has_grown(own, tmp_pat
 def test_codes_that_are_not_what_they_are_said_to_be(own, codes, message):
     with pytest.raises(ValueError, match=message):
         write_targets(own, "t", 50.0, (1000, 2), lambda _: codes)
+
+
+def test_two_processes_do_not_compute_the_same_targets(own):
+    with (
+        locked(own.directory / "targets/t", "computing"),
+        pytest.raises(FolderLockedError, match=r"targets/t is in use"),
+    ):
+        write_targets(own, "t", 50.0, (1000, 2), ramp(own, 50.0))
+    write_targets(own, "t", 50.0, (1000, 2), ramp(own, 50.0))
+
+
+@pytest.mark.parametrize("content", ["[", "3"])
+def test_a_damaged_record_of_a_teacher_says_what_to_do(own, content):
+    write_targets(own, "t", 50.0, (1000, 2), ramp(own, 50.0))
+    assert own.open_targets("t").record is None
+    (own.directory / "targets/t/teacher.json").write_text(content)
+    with pytest.raises(CorpusError, match=r"teacher\.json cannot be read .* compute the targets again"):
+        own.open_targets("t")
 
 
 def test_targets_of_one_name_are_of_one_kind(own):

@@ -12,6 +12,7 @@ from audiation.corpus import CorpusError
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import SourceFile, Sources, find_sources
 from audiation.corpus_statistics import listen, near_duplicates, to_float32, to_int16
+from audiation.folder_lock import FolderLockedError, locked
 from audiation.workers import Answer, WorkerDied
 from corpus_files import tune, write
 
@@ -203,6 +204,13 @@ def test_a_worker_that_dies_is_a_failure_of_its_file(tmp_path, monkeypatch):
     assert "exit code -9" in entries(corpus, "failed")["a.wav"].reason
     again = build(tmp_path / "music", tmp_path / "out")  # which tries failures again
     assert [r.name for r in again.recordings] == ["a.wav", "b.wav"]
+
+
+def test_two_builds_of_one_folder_do_not_meet(tmp_path):
+    write(tmp_path / "music/a.wav", tune(1, 2.0, RATE_HZ), RATE_HZ)
+    with locked(tmp_path, "building"), pytest.raises(FolderLockedError, match="is in use by process"):
+        build(tmp_path / "music", tmp_path)
+    assert len(build(tmp_path / "music", tmp_path).recordings) == 1
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path):

@@ -81,6 +81,9 @@ def test_a_recipe_chooses_the_files(tmp_path, capsys):
         ("show", (), {}, "one corpus, got 0"),
         ("to-lance", ("x",), {}, "needs --out"),
         ("recipes", ("x",), {}, "takes no path"),
+        ("show", ("x",), {"recipe": "fma", "device": "cuda"}, "does not take --recipe, --device"),
+        ("targets", ("x",), {"out": "y", "rate": 16_000}, "does not take --rate, --out"),
+        ("to-lance", ("x",), {"out": "y", "workers": 2}, "does not take --workers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(action, paths, options, message):

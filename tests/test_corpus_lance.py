@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import lance
@@ -9,15 +10,25 @@ import numpy as np
 import pytest
 import torch
 
-from audiation.corpus import Corpus, CorpusError, CropBatches, write_targets
+from audiation.corpus import Corpus, CorpusError, CropBatches
 from audiation.corpus_build import BuildSettings, build_corpus
+from audiation.corpus_codes import RecordingCodes, store_targets, write_targets
 from audiation.corpus_copy import write_lance
 from audiation.corpus_lance import KeyedArray, LanceArrays, write_windows
 from audiation.corpus_packed import Piece
 from audiation.corpus_sources import find_sources
+from audiation.corpus_targets import TargetsSpec
+from audiation.pretrain_run import PretrainRun
+from audiation.pretraining import pretrain
+from audiation.pretraining_config import PretrainConfig
+from audiation.teachers.kmeans import KMeansTeacher
+from audiation.teachers.mfcc import MfccFeatures
+from audiation.teachers.targets import compute_targets
+from audiation.training import RunFolderError
 from corpus_files import tune, write
 
 RATE_HZ = 16_000
+FITTED = {"centroids": "abc"}  # what a fit records, as far as the teacher's record has it
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +136,85 @@ def test_a_copy_gets_targets_that_it_lacks(packed, tmp_path):
     copy = write_lance(corpus, uri)
     assert copy.targets == ["t"]
     assert torch.equal(copy.open_targets("t").read(0, 3, 40), corpus.open_targets("t").read(0, 3, 40))
-    with pytest.raises(CorpusError, match="holds something else"):
+    with pytest.raises(CorpusError, match="holds something else: corpus 'one' at 16000 Hz, not 'small'"):
         write_lance(packed, uri)
+
+
+def test_a_copy_of_an_earlier_state_is_replaced_when_the_new_one_is_whole(tmp_path):
+    music, root, uri = tmp_path / "music", tmp_path / "out", str(tmp_path / "copy")
+
+    def build_with_codes():
+        corpus = build_corpus(find_sources([music]), root, "own", BuildSettings(RATE_HZ), workers=0)
+        write_targets(corpus, "t", 50.0, (1000, 7), partial(codes_of, corpus))
+        return corpus
+
+    write(music / "a.wav", tune(0, 2.0, RATE_HZ), RATE_HZ)
+    earlier = build_with_codes()
+    write_lance(earlier, uri)
+    write(music / "b.wav", tune(1, 3.0, RATE_HZ), RATE_HZ)
+    grown = build_with_codes()
+
+    def stop(report):
+        if report.done == 4:  # the codes of the second recording: all tables are written but the one of files
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_lance(grown, uri, commit_bytes=1, progress=stop)
+    kept = Corpus(uri)
+    assert kept.hash == earlier.hash and kept.verify() == [] and kept.open_targets("t").num_frames(0) == 100
+    copy = write_lance(grown, uri)
+    assert copy.hash == grown.hash and copy.verify() == [] and len(copy.recordings) == 2
+    codes, own = copy.open_targets("t"), grown.open_targets("t")
+    assert all(torch.equal(codes.read(i, 0, 200), own.read(i, 0, 200)) for i in range(2))
+    assert len(list((tmp_path / "copy").glob("windows*"))) == 1
+    assert len(list((tmp_path / "copy/targets").iterdir())) == 1
+
+
+def test_codes_of_another_teacher_replace_those_of_a_copy(tmp_path):
+    write(tmp_path / "music/a.wav", tune(0, 2.0, RATE_HZ), RATE_HZ)
+    corpus = build_corpus(
+        find_sources([tmp_path / "music"]), tmp_path / "out", "own", BuildSettings(RATE_HZ), workers=0
+    )
+    copies = []
+    for code in (3, 5):
+
+        def compute(missing, code=code):
+            for recording in missing:
+                yield RecordingCodes(recording, torch.full((1, 100), code))
+
+        shutil.rmtree(tmp_path / "out/targets", ignore_errors=True)
+        store_targets(corpus, TargetsSpec("t", 50.0, (7,)), compute, {"teacher": "constant", "code": code})
+        copies.append(write_lance(corpus, str(tmp_path / "copy")).open_targets("t"))
+        assert copies[-1].record == {"teacher": "constant", "code": code}
+        assert copies[-1].read(0, 0, 200).unique().tolist() == [code]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_a_copy_of_its_corpus(tmp_path):
+    """Its identity has the record of the teacher, which the copy carries."""
+    write(tmp_path / "music/a.wav", tune(0, 2.0, RATE_HZ), RATE_HZ)
+    corpus = build_corpus(
+        find_sources([tmp_path / "music"]), tmp_path / "out", "own", BuildSettings(RATE_HZ), workers=0
+    )
+    features = MfccFeatures(RATE_HZ, 13)
+    teacher = KMeansTeacher(features, torch.randn(5, 39, generator=torch.Generator().manual_seed(0)), FITTED)
+    compute_targets(corpus, "mfcc39-km5", teacher)
+    copy = write_lance(corpus, str(tmp_path / "copy"))
+    assert copy.open_targets("mfcc39-km5").record == corpus.open_targets("mfcc39-km5").record
+    tiny = "stem=waveform,frame_rate_hz=50,sample_rate_hz=16000"
+    run = PretrainRun(
+        f"bert:{tiny},dim=32,num_heads=2,ffn_dim=48,num_layers=1,conv_channels=8",
+        "hubert:teacher=mfcc39-km5,mask_length=2",
+        crop_seconds=1.0,
+        train=PretrainConfig(steps=1, batch_size=1),
+    )
+    pretrain(run, corpus.location, tmp_path / "run")
+    assert pretrain(run, copy.location, tmp_path / "run").steps == 1
+    other = KMeansTeacher(features, teacher.centroids_KF, {"centroids": "other"})
+    shutil.rmtree(tmp_path / "out/targets")
+    compute_targets(corpus, "mfcc39-km5", other)
+    with pytest.raises(RunFolderError, match="teachers"):
+        pretrain(run, corpus.location, tmp_path / "run")
 
 
 def test_a_build_in_the_lance_form(packed, tmp_path):
@@ -137,11 +225,21 @@ def test_a_build_in_the_lance_form(packed, tmp_path):
         return build_corpus(sources, out, "one", BuildSettings(RATE_HZ), form=form, workers=0)
 
     corpus = build("lance")
-    assert sorted(p.name for p in out.iterdir()) == ["files.lance", "windows.lance"]
+    windows = f"windows-{corpus.hash[:12]}.lance"
+    assert sorted(p.name for p in out.iterdir()) == [".lock", "files.lance", windows]
     assert corpus.form == "lance" and corpus.read(0, 0, 32_000).abs().max() > 0.5
     write_targets(corpus, "t", 50.0, (1000, 7), partial(codes_of, corpus))  # beside a local copy, packed
     assert Corpus(out).targets == ["t"] and Corpus(out).open_targets("t").num_frames(0) == 100
-    with pytest.raises(CorpusError, match="cannot be added to"):
-        build("lance")
     with pytest.raises(CorpusError, match="in the Lance form"):
         build("packed")
+    with pytest.raises(CorpusError, match="corpus 'one' at 16000 Hz, not 'two'"):
+        build_corpus(sources, out, "two", BuildSettings(RATE_HZ), form="lance", workers=0)
+    write(tmp_path / "music/b.wav", tune(1, 2.0, RATE_HZ), RATE_HZ)
+    sources = find_sources([tmp_path / "music"])
+    (out / "packed.done").mkdir()  # of a build that was killed when it was done
+    assert [r.name for r in build("lance").recordings] == ["a.wav", "b.wav"]
+    assert len([p for p in out.iterdir() if p.suffix == ".lance"]) == 2 and not (out / "packed.done").exists()
+    with pytest.raises(CorpusError, match="in the packed form"):
+        write_lance(Corpus(out), str(packed.directory))
+    with pytest.raises(CorpusError, match="in the packed form"):
+        build_corpus(sources, packed.directory, "small", BuildSettings(RATE_HZ), form="lance", workers=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiation import corpus_build
 from audiation.corpus import Corpus, CorpusError
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import Sources, find_sources
-from audiation.store import StoreLockedError
 from corpus_files import tune, write
 
 pytestmark = pytest.mark.slow  # starts and kills processes
@@ -79,17 +78,6 @@ def test_settings_of_a_folder_stay(tmp_path):
         build(tmp_path / "music", tmp_path / "out")
 
 
-def test_two_builds_of_one_folder_do_not_meet(tmp_path):
-    write(tmp_path / "music/a.wav", tune(1, 2.0, RATE_HZ), RATE_HZ)
-    lock = corpus_build.WriterLock(tmp_path / "writer.lock")
-    try:
-        with pytest.raises(StoreLockedError, match="is being written"):
-            build(tmp_path / "music", tmp_path)
-    finally:
-        lock.release()
-    assert len(build(tmp_path / "music", tmp_path).recordings) == 1
-
-
 def test_what_the_journal_does_not_say_is_cut_off(tmp_path):
     music, out = tmp_path / "music", tmp_path / "out"
     write(music / "a.wav", tune(1, 2.0, RATE_HZ), RATE_HZ)
@@ -110,11 +98,11 @@ def test_what_the_journal_does_not_say_is_cut_off(tmp_path):
 
 KILLED_BUILD = """
 import sys
-from audiation import corpus_journal
+from audiation import corpus_commits
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import find_sources
 if __name__ == "__main__":
-    corpus_journal.COMMIT_BYTES = 1
+    corpus_commits.COMMIT_BYTES = 1
     build_corpus(find_sources([sys.argv[1]]), sys.argv[2], "test", BuildSettings(24000), workers=0)
 """
 
@@ -155,3 +143,53 @@ def test_a_killed_build_loses_and_doubles_nothing(tmp_path):
 
 def whole_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+KILLED_TARGETS = """
+import sys
+from audiation import corpus_commits
+from audiation.teacher_commands import targets
+if __name__ == "__main__":
+    corpus_commits.COMMIT_SECONDS = 0.0
+    targets(sys.argv[1], "mfcc39-km20")
+"""
+
+
+def test_killed_targets_end_with_the_same_bits(tmp_path):
+    """While the sample is gathered, while clusters are fitted, and while codes are computed."""
+    for seed in range(30):
+        write(tmp_path / "music" / f"{seed:02d}.wav", tune(seed, 4.0, RATE_HZ), RATE_HZ)
+    killed = build(tmp_path / "music", tmp_path / "killed").directory
+    shutil.copytree(killed, tmp_path / "whole")
+    script = tmp_path / "targets.py"
+    script.write_text(KILLED_TARGETS)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    fit = killed / "teachers/mfcc39-km20"
+    for begun in (
+        fit / "sample.jsonl",
+        fit / "state.safetensors",
+        killed / "targets/mfcc39-km20/journal.jsonl",
+    ):
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(killed)], env=environment, start_new_session=True
+        )
+        try:
+            for _ in range(30_000):
+                if begun.exists():
+                    break
+                assert process.poll() is None, "the command ended before it could be killed"
+                time.sleep(0.002)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    with pytest.raises(CorpusError, match="of 30 recordings"):
+        Corpus(killed).open_targets("mfcc39-km20")
+    for folder in (killed, tmp_path / "whole"):
+        subprocess.run([sys.executable, str(script), str(folder)], env=environment, check=True)
+    for name in (
+        "teachers/mfcc39-km20/kmeans.json",
+        "teachers/mfcc39-km20/centroids.safetensors",
+        "targets/mfcc39-km20/codes-00000.s16",
+        "targets/mfcc39-km20/teacher.json",
+    ):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

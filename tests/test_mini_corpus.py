@@ -19,24 +19,11 @@ from audiation import mini_corpus, mini_renderings
 from audiation.datasets import chorales
 from audiation.datasets.chorales import ScoreNote
 from audiation.datasets.synthesis import SAMPLE_RATE_HZ, TIMBRES, Draws, Note
-from audiation.mini_corpus import (
-    ALLOWED_LICENCES,
-    CommandError,
-    Failure,
-    MusicPackage,
-    ToolMissingError,
-    fetch_packages,
-    mini_packages,
-    run_command,
-)
-from audiation.mini_renderings import (
-    ChoraleTunes,
-    Piece,
-    ScoreSource,
-    clip_parts,
-    plan_renderings,
-    render_scores,
-)
+from audiation.folder_lock import FolderLockedError, locked
+from audiation.mini_fetching import CommandError, Failure, ToolMissingError, fetch_packages, run_command
+from audiation.mini_packages import ALLOWED_LICENCES, MusicPackage, mini_packages
+from audiation.mini_renderings import clip_parts, plan_renderings, render_scores
+from audiation.mini_scores import ChoraleTunes, Piece, ScoreSource
 
 # ---------------------------------------------------------------------------------------------- the table
 
@@ -167,6 +154,16 @@ def test_what_is_complete_is_not_done_twice(tmp_path, tree, package):
     (tmp_path / "music/tune-music/games/tune/music/long.flac").unlink()
     assert fetch_packages(tmp_path, [package], run=again) == [] and again.calls == ["dpkg-deb"]
     assert kept(tmp_path) == KEPT
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[", "is damaged"), ("[]", "does not say what was fetched")]
+)
+def test_a_damaged_marker_is_a_failure_that_says_what_to_do(tmp_path, tree, package, content, message):
+    fetch_packages(tmp_path, [package], run=FakeDebian(tree))
+    (tmp_path / ".fetched/tune-music.json").write_text(content)
+    (failure,) = fetch_packages(tmp_path, [package], run=FakeDebian(tree))
+    assert message in failure.reason and failure.reason.endswith("Remove it and call again.")
 
 
 def test_a_stop_is_made_good(tmp_path, tree, package):
@@ -304,6 +301,7 @@ def test_renderings_are_the_same_bytes_and_no_chorales(tmp_path, small):
     assert clips[1]["licence"] == "GPL-2+"
 
 
+@pytest.mark.slow
 def test_interrupted_renderings_resume_to_the_same_bytes(tmp_path, small):
     render_scores(tmp_path, hours=0.003, workers=0, sources=TINY[:2])
     before, files = bytes_of(tmp_path), sorted((tmp_path / "clips").iterdir())
@@ -324,17 +322,25 @@ def test_interrupted_renderings_resume_to_the_same_bytes(tmp_path, small):
 
 
 def test_other_settings_and_impossible_hours_are_refused(tmp_path, small):
-    render_scores(tmp_path, hours=0.001, workers=0, sources=TINY[:2])
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_scores(tmp_path, hours=0.001, workers=0, sources=TINY[:2], progress=stop)
     with pytest.raises(ValueError, match=r"made with other settings \(hours, seed differ\)"):
         render_scores(tmp_path, seed=1, hours=0.002, workers=0, sources=TINY[:2])
     with pytest.raises(ValueError, match="hours must be greater than 0, got 0"):
         render_scores(tmp_path / "other", hours=0, workers=0, sources=TINY[:2])
+
+
+@pytest.mark.slow
+def test_a_corpus_without_scores_is_refused(tmp_path, small):
     with pytest.raises(ValueError, match="no score is left to play"):
         render_scores(tmp_path / "none", hours=0.001, workers=0, sources=TINY[2:])
 
 
 def test_two_processes_do_not_render_into_one_folder(tmp_path, small):
-    with mini_renderings._locked(tmp_path), pytest.raises(BlockingIOError, match="another process renders"):
+    with locked(tmp_path, "rendering"), pytest.raises(FolderLockedError, match="is in use by process"):
         render_scores(tmp_path, hours=0.001, workers=0, sources=TINY[:2])
 
 

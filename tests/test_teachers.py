@@ -15,12 +15,13 @@ from rich.console import Console
 from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 from torch import Tensor
 
-from audiation import teacher_commands
+from audiation import corpus_commits, teacher_commands
 from audiation.backbones.hubert_layout import HubertBackbone, build
 from audiation.corpus import Corpus, CorpusError, CropBatches
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import find_sources
 from audiation.features import LogMel
+from audiation.folder_lock import FolderLockedError, locked
 from audiation.objectives.hubert import Hubert
 from audiation.objectives.mert import Mert
 from audiation.registry import UnknownNameError
@@ -31,6 +32,7 @@ from audiation.teachers.mfcc import MfccFeatures
 from audiation.teachers.sampling import draw_sample
 from audiation.teachers.spectra import FineChroma, LogMelBands, SpectrumFeatures
 from audiation.teachers.targets import CodebookUsage, compute_targets, open_teacher, usage_of
+from audiation.workers import Answer
 from corpus_files import tune, write
 
 RATE_HZ = 16_000
@@ -80,6 +82,8 @@ def test_names_are_taken_apart() -> None:
     assert parse_teacher("encodec") == TeacherName("encodec", "encodec")
     assert parse_teacher("mfcc39-km500") == TeacherName("mfcc39-km500", "mfcc39", None, 500)
     assert parse_teacher("layer6-km2000") == TeacherName("layer6-km2000", "layer", 6, 2000)
+    marked = TeacherName("layer6.1a2b3c4d-km2000", "layer", 6, 2000, "1a2b3c4d")
+    assert parse_teacher("layer6.1a2b3c4d-km2000") == marked
     assert parse_teacher("layer11-km2") == TeacherName("layer11-km2", "layer", 11, 2)
 
 
@@ -229,8 +233,13 @@ def test_layers_that_there_are_not_are_refused() -> None:
     assert make is not None
     with pytest.raises(ValueError, match="need its number and a backbone"):
         make(TeacherRequest(RATE_HZ, number=6))
-    with pytest.raises(ValueError, match="mert-v1-95m hears 24000 Hz, and the corpus has 16000 Hz"):
-        make(TeacherRequest(RATE_HZ, number=0, backbone="mert-v1-95m", weights="random"))
+    asked = TeacherRequest(24_000, 0, "1a2b3c4d", "conformer", "random")
+    with pytest.raises(
+        ValueError, match=r"of weights 1a2b3c4d\.\.\., and these of conformer are \w{8}\.\.\.\. Use"
+    ):
+        make(asked)
+    with pytest.raises(ValueError, match="conformer hears 24000 Hz, and the corpus has 16000 Hz"):
+        make(replace(asked, sample_rate_hz=RATE_HZ, weights_mark=None))
 
 
 # Clusters --------------------------------------------------------------------------------------------
@@ -264,7 +273,8 @@ def test_codes_are_the_nearest_centroids(corpus: Corpus, tmp_path: Path) -> None
     assert sum(fit["histogram"]) == fit["num_frames"] > 500
     assert fit["inertia"] < fit["first_inertia"]
     assert fit["corpus"]["hash"] == corpus.hash
-    assert sorted(p.name for p in (tmp_path / "km").iterdir()) == ["centroids.safetensors", "kmeans.json"]
+    kept = {p.name for p in (tmp_path / "km").iterdir()}
+    assert kept == {".lock", "centroids.safetensors", "kmeans.json"}
 
 
 def test_centroids_are_those_of_scikit_learn(corpus: Corpus, tmp_path: Path) -> None:
@@ -292,7 +302,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A copy of the folder in the middle of it is what a process leaves that is killed there."""
-    monkeypatch.setattr(sampling, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(corpus_commits, "COMMIT_SECONDS", 0.0)
     features, settings = MfccFeatures(RATE_HZ, 13), replace(FEW, share=1.0)
 
     def report(what: str, done: int, total: int) -> None:
@@ -375,6 +385,55 @@ def test_workers_give_the_same_codes(corpus: Corpus, tmp_path: Path) -> None:
     for recording in range(3):
         whole = Recorded.of(corpus.read(recording, 0, int(corpus.num_samples[recording])))
         assert torch.equal(stored.read(recording, 0, 10_000), teacher.codes(whole))
+
+
+def test_records_of_mfcc_have_the_rate_of_the_recording() -> None:
+    assert MfccFeatures(16_000, 13).record() != MfccFeatures(24_000, 13).record()
+
+
+def test_workers_notice_a_corpus_that_was_built_anew(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same numbers are other recordings then."""
+
+    def here(jobs, answer, workers, threads):
+        yield from (Answer(job, message) for job in jobs for message in answer(job))
+
+    monkeypatch.setattr(sampling, "serve", here)  # what the workers would do, in this process
+    before = Corpus(corpus.location)
+    write(tmp_path / "music" / "0 new.wav", tune(9, 1.0, RATE_HZ), RATE_HZ)
+    make_corpus(tmp_path)
+    with pytest.raises(CorpusError, match="was built anew meanwhile"):
+        compute_targets(before, "half", Half(), workers=1)
+    assert compute_targets(Corpus(corpus.location), "half", Half(), workers=1).num_frames(0) == 100
+
+
+def test_two_processes_do_not_fit_the_same_clusters(corpus: Corpus, tmp_path: Path) -> None:
+    features = MfccFeatures(RATE_HZ, 13)
+    with locked(tmp_path / "km", "fitting"), pytest.raises(FolderLockedError, match="km is in use by"):
+        fit_kmeans(corpus, features, FEW, tmp_path / "km")
+
+
+def test_a_damaged_fit_says_what_to_do(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_commits, "COMMIT_SECONDS", 0.0)
+    features = MfccFeatures(RATE_HZ, 13)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if (what, done) == ("first centroids", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_kmeans(corpus, features, FEW, tmp_path / "km", progress=stop)
+    for name, message in (
+        ("state.safetensors", "the state of a begun fit, cannot be read"),
+        ("sample.f32", "the begun sample of a fit, cannot be read"),
+        ("begun.json", "cannot be read"),
+    ):
+        (tmp_path / "km" / name).write_bytes(b"[")
+        with pytest.raises(ValueError, match=rf"{name}.*{message}.*Delete its folder to fit anew"):
+            fit_kmeans(corpus, features, FEW, tmp_path / "km")
 
 
 def test_only_what_is_missing_is_computed(corpus: Corpus) -> None:

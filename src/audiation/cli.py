@@ -13,11 +13,13 @@ import tyro
 from audiation import pretrain_commands, pretrain_view_commands
 from audiation.check_backbone_commands import check_backbone
 from audiation.compare_commands import compare_features
+from audiation.corpus_commands import corpus
 from audiation.leaderboard_commands import leaderboard
 from audiation.profile_commands import profile_layers
 from audiation.reproduce_commands import reproduce
 from audiation.tag_commands import tag
 
+DEFAULT_BACKBONE = "audiation-mini"  # a name only: its module loads torch
 Kind = Literal["backbones", "tasks", "datasets", "methods", "protocols", "objectives"]
 
 
@@ -36,8 +38,8 @@ def list_(kind: tyro.conf.Positional[Kind], /, commercial: bool = False) -> None
 def extract(
     paths: tyro.conf.Positional[tuple[Path, ...]],
     /,
-    backbone: str,
     store: Path,
+    backbone: str = DEFAULT_BACKBONE,
     weights: str | None = None,
     layers: tuple[str, ...] | None = None,
     last_layer: int | None = None,
@@ -62,8 +64,9 @@ def extract(
 
     Args:
         paths: audio files and folders.
-        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         store: folder of the feature store; made if it is not there.
+        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own; default: a small one whose
+            weights come with this package.
         weights: checkpoint file, directory or Hub id; "random" for untrained weights; default: the official ones.
         layers: layers to store: numbers as in --layers 4 7, or middle, every:3, all; default: the model's recommended
             layer, else the last.
@@ -203,8 +206,8 @@ def parameters(
 def adapt(
     data: tyro.conf.Positional[Path],
     /,
-    backbone: str,
     out: Path,
+    backbone: str = DEFAULT_BACKBONE,
     method: str = "lora",
     kind: Literal["class", "tags", "regression", "key"] | None = None,
     audio_root: Path | None = None,
@@ -229,8 +232,9 @@ def adapt(
 
     Args:
         data: CSV, JSONL or folder.
-        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own.
         out: directory of the adapter.
+        backbone: name as in `audiation list backbones`, or FILE.py:NAME of your own; default: a small one whose
+            weights come with this package.
         method: as in `audiation list methods`, with fields: lora:rank=4.
         kind: what the labels are; default: as the columns say.
         audio_root: what paths in DATA are relative to; default: its folder.
@@ -350,8 +354,8 @@ def demo(workers: int = 2, full_grid: bool = False) -> None:
     """The main job end to end on real music: make `scores`, extract, probe, score, compare, write a site.
 
     Renders Bach chorales with exact truth into the cache directory, extracts `chroma` and `mfcc`, trains 36 of the 216
-    configurations of jukemir's grid for key and for timbre on each, and prints one table; then adapts a small,
-    untrained backbone with LoRA and compares it with a probe on the same one; then finds beats and chords in frames.
+    configurations of jukemir's grid for key and for timbre on each, and prints one table; then adapts a small
+    pre-trained backbone with LoRA and compares it with a probe on the same one; then finds beats and chords in frames.
     Where the package index answers, the real MusiCNN is a third representation. All results are a site that opens from
     disk. A second call reuses what is there.
 
@@ -448,75 +452,6 @@ def weights(
     from audiation import weights_commands
 
     weights_commands.weights(action, name, allow_unverified_hash)
-
-
-def corpus(
-    action: tyro.conf.Positional[Literal["build", "show", "verify", "targets", "to-lance", "recipes"]],
-    paths: tyro.conf.Positional[tuple[str, ...]] = (),
-    /,
-    out: str | None = None,
-    name: str | None = None,
-    rate: Literal[24000, 16000] = 24000,
-    form: Literal["packed", "lance"] = "packed",
-    min_seconds: float = 1.0,
-    keep_silence: bool = False,
-    workers: int | None = None,
-    recipe: str | None = None,
-    licences: str = "",
-    metadata: Path | None = None,
-    teacher: str | None = None,
-    backbone: str | None = None,
-    weights: str | None = None,
-    device: str = "cpu",
-) -> None:
-    """Make a corpus to pre-train on, and look after it.
-
-    build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
-    read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
-    statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
-    something differs. targets DIR --teacher NAME: codes that mert and hubert predict, stored beside the corpus; without
-    --teacher: which there are. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be
-    read over the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are
-    understood.
-
-    Args:
-        action: build, show, verify, targets, to-lance or recipes.
-        paths: build: folders and files; others: the corpus, a folder or URI.
-        out: folder of the new corpus; for to-lance also a URI.
-        name: of the corpus, which runs record; default: that of the recipe, or of the first path.
-        rate: of the corpus in Hz, that of the backbones to be trained.
-        form: packed: files that are mapped into memory; lance: a table, to be copied to object storage.
-        min_seconds: files that are shorter are left out.
-        keep_silence: keep files that are silent throughout.
-        workers: processes that decode; default: one per core.
-        recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
-        licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
-        metadata: with --recipe: the table, or the folder that it is in.
-        teacher: with targets: like encodec, logmel-km300, mfcc39-km500 or layer6-km2000.
-        backbone: with targets: whose layer a teacher hears.
-        weights: with targets: of the backbone or the teacher, as for `audiation evaluate`.
-        device: with targets: torch device.
-    """
-    from audiation import corpus_commands
-
-    corpus_commands.corpus(
-        action,
-        paths,
-        out,
-        name,
-        rate,
-        form,
-        min_seconds,
-        keep_silence,
-        workers,
-        recipe,
-        licences,
-        metadata,
-        teacher,
-        backbone,
-        weights,
-        device,
-    )
 
 
 PRETRAIN: dict[str, Callable[..., None]] = {

@@ -24,18 +24,12 @@ from audiation.corpus_lance import LanceArrays, open_table, row_places
 from audiation.corpus_packed import CorpusError, PackedArrays, Piece
 from audiation.corpus_statistics import to_float32
 from audiation.corpus_table import AUDIO_STEM, METADATA_KEY, CorpusHeader, FileTable, Recording, read_packed
-from audiation.corpus_targets import (
-    StoredTargets,
-    TargetsSpec,
-    TargetsWriter,
-    list_packed_targets,
-    open_packed_targets,
-)
+from audiation.corpus_targets import LanceTargets, StoredTargets, list_packed_targets, open_packed_targets
 from audiation.objectives.base import PretrainBatch
 
-__all__ = ["Corpus", "CorpusError", "Crop", "CropBatches", "Recording", "StoredTargets", "write_targets"]
+__all__ = ["Corpus", "CorpusError", "Crop", "CropBatches", "Recording", "StoredTargets"]
 
-TABLE_NAME, WINDOWS_NAME = "files.lance", "windows.lance"
+TABLE_NAME = "files.lance"
 TARGETS_KEY = b"audiation.targets"
 Short = Literal["leave-out", "repeat"]
 
@@ -58,7 +52,7 @@ class Corpus:
             self._arrays = PackedArrays(self.directory, AUDIO_STEM, 1)
         else:
             self.header, self.recordings = self._read_lance()
-            self._arrays = LanceArrays(self._inside(WINDOWS_NAME), 1, self.header.window_samples)
+            self._arrays = LanceArrays(self._inside(self.header.windows), 1, self.header.window_samples)
         self.name, self.sample_rate_hz = self.header.name, self.header.sample_rate_hz
         self.hours, self.hash, self.form = self.header.hours, self.header.hash, self.header.form
         self.num_samples = self.recordings.num_samples
@@ -93,11 +87,10 @@ class Corpus:
                 "(docs/corpus.md)."
             )
         if name in self._lance_targets:
-            spec, window = self._lance_targets[name]
-            arrays = LanceArrays(self._inside(f"targets/{name}.lance"), len(spec.num_codes), window)
-            return StoredTargets(
-                spec, arrays, row_places(self.recordings.numbers(frames_column(name)).tolist(), window)
-            )
+            held = self._lance_targets[name]
+            arrays = LanceArrays(self._inside(held.table), len(held.spec.num_codes), held.window_frames)
+            lengths = self.recordings.numbers(frames_column(name)).tolist()
+            return StoredTargets(held.spec, arrays, row_places(lengths, held.window_frames), held.record)
         assert self.directory is not None
         return open_packed_targets(self.directory, name, self.recordings)
 
@@ -123,16 +116,23 @@ class Corpus:
             dataset.to_table(scan_in_order=True)
         )
 
+    @property
+    def lance_tables(self) -> set[str]:
+        """Of the Lance form: the tables of samples and codes, below `location`."""
+        return {self.header.windows, *(targets.table for targets in self._lance_targets.values())}
+
     @functools.cached_property
-    def _lance_targets(self) -> dict[str, tuple[TargetsSpec, int]]:
-        """Name -> what the codes are, and frames of a row."""
+    def _lance_targets(self) -> dict[str, LanceTargets]:
         if self.form != "lance":
             return {}
         listed = (open_table(self._inside(TABLE_NAME)).schema.metadata or {}).get(TARGETS_KEY, b"[]")
-        return {
-            values["name"]: (TargetsSpec.from_values(values), values["window_frames"])
-            for values in json.loads(listed)
-        }
+        try:
+            return {t.spec.name: t for t in map(LanceTargets.from_values, json.loads(listed))}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorpusError(
+                f"{self._inside(TABLE_NAME)} does not say which targets there are ({type(error).__name__}: {error}). "
+                "Copy the corpus again."
+            ) from error
 
     def _inside(self, name: str) -> str:
         return f"{self.location.rstrip('/')}/{name}"
@@ -141,43 +141,6 @@ class Corpus:
 def frames_column(name: str) -> str:
     """Of the table of the Lance form: how many frames of targets `name` a recording has."""
     return f"{name} frames"
-
-
-def write_targets(
-    corpus: Corpus,
-    name: str,
-    rate_hz: float,
-    num_codes: tuple[int, ...],
-    compute: Callable[[int], Tensor],
-    progress: Callable[[int, int], None] | None = None,
-) -> StoredTargets:
-    """Compute what a teacher says about every recording, and store it beside the corpus; goes on after a kill.
-
-    Args:
-        name: of the targets, as objectives ask for them.
-        rate_hz: frames per second. num_codes: of each codebook.
-        compute: number of a recording -> codes `(Q, N)` of the whole of it, whole numbers; called in order.
-        progress: (recordings done, all recordings).
-
-    Raises:
-        ValueError: codes that are not what they are said to be, or other targets under that name.
-        CorpusError: a corpus in object storage, which is read only.
-    """
-    if corpus.directory is None:
-        raise CorpusError(
-            f"{corpus.location} is only read. Compute targets beside a local copy, and copy both with "
-            "`audiation corpus to-lance`."
-        )
-    spec = TargetsSpec(name, rate_hz, num_codes)
-    keys = corpus.recordings.content_hashes()
-    with TargetsWriter(corpus.directory / "targets" / name, spec) as writer:
-        for i, key in enumerate(keys):
-            if key not in writer.places:
-                seconds = int(corpus.num_samples[i]) / corpus.sample_rate_hz
-                writer.append(key, compute(i), seconds * rate_hz)
-            if progress is not None:
-                progress(i + 1, len(keys))
-    return corpus.open_targets(name)
 
 
 # Crops ----------------------------------------------------------------------------------------------------

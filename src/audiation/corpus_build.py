@@ -5,8 +5,8 @@
     DIR/audio-00000.s16  samples (`corpus_packed.py`)
     DIR/corpus.json, files.parquet
 
-The build can be killed at any moment and called again. Samples are on the disk before the journal says so, and what the
-journal does not say is cut off, so nothing is lost and nothing is there twice. A file that cannot be read is a failure
+The build can be killed at any moment and called again (`corpus_commits.py`): nothing is lost, nothing is there twice. A
+file that cannot be read is a failure
 with its reason, and is tried again by the next call.
 """
 
@@ -24,18 +24,18 @@ from pathlib import Path
 from audiation.audio import AudioError, audio_info, stream_audio
 from audiation.cache import write_text
 from audiation.corpus import TABLE_NAME, Corpus
-from audiation.corpus_copy import BuildProgress, write_lance
+from audiation.corpus_copy import BuildProgress, check_place, write_lance_unlocked
 from audiation.corpus_journal import FileAnswer, Journal, Known
 from audiation.corpus_packed import CorpusError
 from audiation.corpus_sources import SourceFile, Sources
 from audiation.corpus_statistics import CHUNK_SECONDS, listen, near_duplicates, summarise
 from audiation.corpus_table import CorpusHeader, FileEntry, Form, content_hash_of, write_packed
-from audiation.store import WriterLock
+from audiation.folder_lock import locked
 from audiation.workers import WorkerDied, available_cores, serve
 
 FORMAT = 1
 SAMPLE_RATES_HZ = (24_000, 16_000)
-SETTINGS_FILE, LOCK_FILE, PACKED_FOLDER = "build.json", "writer.lock", "packed"
+SETTINGS_FILE, PACKED_FOLDER, DONE_FOLDER = "build.json", "packed", "packed.done"
 TOO_SHORT, SILENT = "shorter than min_seconds", "silent throughout"
 
 
@@ -75,29 +75,29 @@ def build_corpus(
 
     Args:
         directory: of this corpus alone. For the Lance form the packed one is made in `directory/packed` first, and
-            removed in the end.
+            removed in the end. A finished one of the same name and rate is read until the new one is whole.
         workers: processes that decode; None: as many as there are cores; 0: everything in this process.
 
     Raises:
-        CorpusError: nothing could be stored, or a folder with other settings or a finished Lance corpus.
-        StoreLockedError: another process builds there.
+        CorpusError: nothing could be stored, or a folder with other settings, another form or another corpus.
+        FolderLockedError: another process builds there.
     """
     directory, settings = Path(directory), settings or BuildSettings()
     report = progress or (lambda _: None)
-    if form == "packed" and (directory / TABLE_NAME).exists():
-        raise CorpusError(f"{directory} holds a corpus in the Lance form. Use another folder.")
-    if form == "packed":
-        return _build_packed(sources, directory, name, settings, workers, report)
-    packed = directory / PACKED_FOLDER
-    if (directory / TABLE_NAME).exists() and not packed.exists():
-        raise CorpusError(
-            f"{directory} holds a finished corpus in the Lance form, which cannot be added to. Remove it, or use "
-            "another folder."
-        )
-    corpus = _build_packed(sources, packed, name, settings, workers, report)
-    write_lance(corpus, str(directory), progress=report)
-    shutil.rmtree(packed)
-    return Corpus(directory)
+    with locked(directory, f"building corpus '{name}'"):
+        if form == "packed":
+            if (directory / TABLE_NAME).exists():
+                raise CorpusError(f"{directory} holds a corpus in the Lance form. Use another folder.")
+            return _build_packed(sources, directory, name, settings, workers, report)
+        check_place(str(directory), name, settings.sample_rate_hz)
+        packed, done = directory / PACKED_FOLDER, directory / DONE_FOLDER
+        if done.exists():
+            shutil.rmtree(done)  # of a build that was killed while it removed this
+        corpus = _build_packed(sources, packed, name, settings, workers, report)
+        copied = write_lance_unlocked(corpus, str(directory), progress=report)
+        packed.rename(done)  # half of it is never taken for the beginning of a build
+        shutil.rmtree(done)
+        return copied
 
 
 # Reading --------------------------------------------------------------------------------------------------
@@ -137,16 +137,11 @@ def _build_packed(
     workers: int | None,
     report: Callable[[BuildProgress], None],
 ) -> Corpus:
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = WriterLock(directory / LOCK_FILE)
-    try:
-        _keep_settings(directory, settings)
-        with Journal(directory) as journal:
-            failed = _read_missing(sources, journal, settings, workers, report)
-        known = [journal.known[source.name] for source in sources.files if source.name in journal.known]
-        _finish(sources, directory, name, settings, known, failed)
-    finally:
-        lock.release()
+    _keep_settings(directory, settings)
+    with Journal(directory) as journal:
+        failed = _read_missing(sources, journal, settings, workers, report)
+    known = [journal.known[source.name] for source in sources.files if source.name in journal.known]
+    _finish(sources, directory, name, settings, known, failed)
     return Corpus(directory)
 
 

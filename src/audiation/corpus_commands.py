@@ -1,29 +1,15 @@
-"""`audiation corpus build|show|verify|to-lance|recipes`: make a corpus to pre-train on, look at it, check it, copy."""
+"""`audiation corpus`: make a corpus to pre-train on, look at it, check it, copy it.
+
+`corpus_console.py` does it, with imports that take a while; the command line loads only what is here.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
-from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from audiation.corpora import CORPORA
-from audiation.corpus import Corpus
-from audiation.corpus_build import BuildSettings, build_corpus
-from audiation.corpus_copy import BuildProgress, write_lance
-from audiation.corpus_sources import Sources, find_sources
-from audiation.corpus_table import Form, Status
-from audiation.output_places import require_writable_folder
-from audiation.teacher_commands import targets
-
-SHOWN_LINES = 20
 
 
 def corpus(
@@ -33,7 +19,7 @@ def corpus(
     out: str | None = None,
     name: str | None = None,
     rate: Literal[24000, 16000] = 24000,
-    form: Form = "packed",
+    form: Literal["packed", "lance"] = "packed",
     min_seconds: float = 1.0,
     keep_silence: bool = False,
     workers: int | None = None,
@@ -45,137 +31,77 @@ def corpus(
     weights: str | None = None,
     device: str = "cpu",
 ) -> None:
-    """What `audiation corpus` does; `cli.corpus` says what its arguments are."""
-    of_targets = {"--teacher": teacher, "--backbone": backbone, "--weights": weights}
-    if action != "targets" and (given := [flag for flag, value in of_targets.items() if value is not None]):
-        raise ValueError(f"corpus {action} does not take {', '.join(given)}")
+    """Make a corpus to pre-train on, and look after it.
+
+    build PATH... --out DIR: decode every audio file in and below the paths to 16-bit mono at one rate; what cannot be
+    read is listed. The same command goes on after a stop, and reads only what is new or has changed. show DIR: hours,
+    statistics, duplicates, failures. verify DIR: read everything and compare with its hash; the exit code is 1 if
+    something differs. targets DIR --teacher NAME: codes that mert and hubert predict, stored beside the corpus; without
+    --teacher: which there are. to-lance DIR --out PLACE: copy a corpus with its stored targets to a table that can be
+    read over the network, at a folder or a place like s3://bucket/corpus. recipes: collections whose tables are
+    understood.
+
+    Args:
+        action: build, show, verify, targets, to-lance or recipes.
+        paths: build: folders and files; others: the corpus, a folder or URI.
+        out: folder of the new corpus; for to-lance also a URI.
+        name: of the corpus, which runs record; default: that of the recipe, or of the first path.
+        rate: of the corpus in Hz, that of the backbones to be trained.
+        form: packed: files that are mapped into memory; lance: a table, to be copied to object storage.
+        min_seconds: files that are shorter are left out.
+        keep_silence: keep files that are silent throughout.
+        workers: processes that decode; default: one per core.
+        recipe: take only files that a collection's tables name, as in `audiation corpus recipes`.
+        licences: with --recipe: classes of licences to keep, like cc0,cc-by; default: all.
+        metadata: with --recipe: the table, or the folder that it is in.
+        teacher: with targets: like encodec, logmel-km300, mfcc39-km500 or layer6-km2000.
+        backbone: with targets: whose layer a teacher hears.
+        weights: with targets: of the backbone or the teacher, as for `audiation evaluate`.
+        device: with targets: torch device.
+    """
+    of_build = {
+        "--name": name is not None, "--rate": rate != 24_000, "--form": form != "packed",
+        "--min-seconds": min_seconds != 1.0, "--keep-silence": keep_silence, "--recipe": recipe is not None,
+        "--licences": licences != "", "--metadata": metadata is not None,
+    }  # fmt: skip
+    of_targets = {
+        "--teacher": teacher is not None, "--backbone": backbone is not None, "--weights": weights is not None,
+        "--device": device != "cpu",
+    }  # fmt: skip
+    unused = {} if action == "build" else of_build
+    unused |= {} if action == "targets" else of_targets
+    unused |= {} if action in ("build", "targets") else {"--workers": workers is not None}
+    unused |= {} if action in ("build", "to-lance") else {"--out": out is not None}
+    if given := [flag for flag, is_given in unused.items() if is_given]:
+        raise ValueError(f"corpus {action} does not take {', '.join(given)}. Leave it away.")
     if workers is not None and workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {workers}")
+    from audiation import corpus_console as console
+
     if action == "recipes":
         _no_paths(action, paths)
-        list_recipes()
+        console.list_recipes()
     elif action == "build":
-        chosen = _sources(paths, recipe, tuple(x.strip() for x in licences.split(",") if x.strip()), metadata)
-        settings = BuildSettings(rate, min_seconds, keep_silence)
+        asked = tuple(x.strip() for x in licences.split(",") if x.strip())
+        chosen = console.choose_sources(paths, recipe, asked, metadata)
+        settings = console.BuildSettings(rate, min_seconds, keep_silence)
         folder = Path(_needed(out, action))
-        build(chosen, folder, name or recipe or Path(paths[0]).resolve().name, settings, form, workers)
+        console.build(
+            chosen, folder, name or recipe or Path(paths[0]).resolve().name, settings, form, workers
+        )
     elif action == "targets":
         if teacher is not None and len(paths) != 1:
             raise ValueError(f"corpus targets needs the folder of one corpus, got {len(paths)}")
-        targets(paths[0] if paths else "", teacher, backbone, weights, device, workers)
+        console.targets(paths[0] if paths else "", teacher, backbone, weights, device, workers)
     elif len(paths) != 1:
         raise ValueError(f"corpus {action} needs the folder or URI of one corpus, got {len(paths)}")
     elif action == "show":
-        show(paths[0])
+        console.show(paths[0])
     elif action == "verify":
-        if verify(paths[0]):
+        if console.verify(paths[0]):
             sys.exit(1)
     else:
-        to_lance(paths[0], _needed(out, action))
-
-
-def build(
-    sources: Sources,
-    directory: Path,
-    name: str,
-    settings: BuildSettings,
-    form: Form = "packed",
-    workers: int | None = None,
-    console: Console | None = None,
-) -> Corpus:
-    """Build with progress, then print what `show` does. Raises as `corpus_build.build_corpus`."""
-    console = console or Console()
-    require_writable_folder(directory)
-    with _bar(console) as report:
-        built = build_corpus(
-            sources, directory, name, settings, form=form, workers=workers, progress=report.show
-        )
-    show(str(directory), console)
-    return built
-
-
-def show(location: str, console: Console | None = None) -> None:
-    """Print what is in a corpus, what is odd about it, and what is not in it. CorpusError where there is none."""
-    console = console or Console()
-    held = Corpus(location)
-    facts = held.header.statistics
-    files, hours = facts["files"], held.hours
-    lines = [
-        f"{held.name}: {len(held.recordings):,} recordings, {hours:,.2f} h at {held.sample_rate_hz} Hz, {held.form}",
-        f"hash {held.hash}",
-        f"lengths {facts['shortest_seconds']:.1f} to {facts['longest_seconds']:.1f} s",
-        f"source rates: {', '.join(f'{n:,} at {rate} Hz' for rate, n in facts['source_rates_hz'].items())}",
-        f"silence {facts['silent_share']:.2%} of the time",
-        f"clipping {facts['clipped_share']:.4%} of samples, in {facts['clipped_recordings']:,} recordings",
-        f"DC of 0.01 or more in {facts['dc_recordings']:,} recordings",
-        f"exact duplicates, left out: {files.get('duplicate', 0):,} ({facts['duplicate_hours']:.2f} h)",
-        f"near duplicates, kept: {facts['near_duplicates']:,} ({facts['near_duplicate_hours']:.2f} h)",
-        *(f"left out, {reason}: {n:,}" for reason, n in facts["left_out"].items()),
-        f"failed: {files.get('failed', 0):,}",
-        f"files of other kinds: {facts['files_of_other_kinds']:,}, hidden: {facts['hidden_files']:,}",
-    ]
-    if facts["licences"]:
-        lines.append("licences: " + ", ".join(f"{text} ({n:,})" for text, n in facts["licences"].items()))
-    lines.append(f"targets: {', '.join(held.targets) or 'none'}")
-    for i, line in enumerate(lines):
-        console.print(Padding(Text(line), (0, 0, 0, 4 if i else 0)))
-    near = [f"{e.name}: sounds like {e.near_duplicate_of}" for e in held.recordings.near_duplicates()]
-    _list(console, "near duplicates", near)
-    kinds: tuple[tuple[str, Status], ...] = (
-        ("exact duplicates", "duplicate"),
-        ("left out", "left out"),
-        ("failed", "failed"),
-    )
-    for title, status in kinds:
-        entries = held.recordings.with_status(status)
-        _list(console, title, [f"{e.name}: {e.reason or f'same as {e.duplicate_of}'}" for e in entries])
-
-
-def verify(location: str, console: Console | None = None) -> int:
-    """Compare all samples with their hashes; prints and counts the recordings that differ."""
-    console = console or Console()
-    held = Corpus(location)
-    with _bar(console) as report:
-        differing = held.verify(
-            lambda done, total: report.show(BuildProgress("checking", done, total, held.hours, 0))
-        )
-    _list(console, "differ", differing)
-    what = (
-        f"{len(differing)} of {len(held.recordings)} differ; build them again" if differing else "all right"
-    )
-    console.print(what, highlight=False)
-    return len(differing)
-
-
-def to_lance(location: str, out: str, console: Console | None = None) -> Corpus:
-    """Copy a corpus and its targets into the Lance form. Raises as `corpus_copy.write_lance`."""
-    console = console or Console()
-    with _bar(console) as report:
-        copied = write_lance(Corpus(location), out, progress=report.show)
-    console.print(f"{copied.name}: {copied.hours:,.2f} h in {out}", highlight=False, soft_wrap=True)
-    return copied
-
-
-def list_recipes(console: Console | None = None) -> None:
-    """Collections whose tables are understood: hours, licence, place, layout."""
-    console = console or Console()
-    for name in CORPORA:
-        known = CORPORA[name]
-        console.print(f"{name}: {known.title}, {known.hours}", highlight=False, markup=False)
-        for line in (known.licence, known.where, f"layout: {known.layout}"):
-            console.print(Padding(Text(line), (0, 0, 0, 4)))
-
-
-def _sources(
-    paths: Sequence[str], recipe: str | None, licences: tuple[str, ...], metadata: Path | None
-) -> Sources:
-    if recipe is None:
-        if licences or metadata is not None:
-            raise ValueError("--licences and --metadata go with --recipe, whose tables say what they mean")
-        return find_sources(paths)
-    if len(paths) != 1:
-        raise ValueError(f"--recipe {recipe} needs the one folder of the collection, got {len(paths)} paths")
-    return CORPORA[recipe].select(Path(paths[0]), metadata, licences)
+        console.to_lance(paths[0], _needed(out, action))
 
 
 def _needed(out: str | None, action: str) -> str:
@@ -184,41 +110,6 @@ def _needed(out: str | None, action: str) -> str:
     return out
 
 
-def _no_paths(action: str, paths: Sequence[str]) -> None:
+def _no_paths(action: str, paths: tuple[str, ...]) -> None:
     if paths:
         raise ValueError(f"corpus {action} takes no path, got {', '.join(paths)}")
-
-
-def _list(console: Console, title: str, lines: Sequence[str]) -> None:
-    if lines:
-        console.print(f"{title}:", highlight=False, markup=False)
-    for line in lines[:SHOWN_LINES]:
-        console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
-    if len(lines) > SHOWN_LINES:
-        console.print(f"    and {len(lines) - SHOWN_LINES:,} more; files.parquet has all", highlight=False)
-
-
-class _Report:
-    """Moves a progress bar."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._row = bar.add_task("reading", total=None, detail="")
-
-    def show(self, p: BuildProgress) -> None:
-        failed = f", {p.failures} failed" if p.failures else ""
-        detail = f"{p.hours:,.1f} h{failed}"
-        self._bar.update(self._row, description=p.what, completed=p.done, total=p.total, detail=detail)
-
-
-@contextmanager
-def _bar(console: Console) -> Iterator[_Report]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        yield _Report(bar)

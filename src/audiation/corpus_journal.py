@@ -1,22 +1,19 @@
 """What a build has read so far, and the samples of it; what is committed survives a kill at any moment.
 
-Samples are on the disk before the journal says so, and what the journal does not say is cut off.
+The samples are those of `corpus_packed.py`, the journal is that of `corpus_commits.py`.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from audiation.corpus_commits import Commits
 from audiation.corpus_packed import PackedWriter, Place
 from audiation.corpus_statistics import Heard
 from audiation.corpus_table import AUDIO_STEM, FileEntry, Status
-from audiation.json_lines import append_line, read_lines
 
-COMMIT_BYTES = 2**26
-COMMIT_SECONDS = 5.0
 JOURNAL_FILE = "journal.jsonl"
 
 
@@ -47,15 +44,11 @@ class Journal:
     """The samples of a folder and what is known about them, by name; a later line replaces an earlier one."""
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / JOURNAL_FILE
-        lines = read_lines(self._path, counted_by="commit")
-        self._commits, self._end_byte = len(lines), lines[-1].end_byte if lines else 0
-        every = [_known(values) for line in lines for values in line.values["files"]]
+        self._commits = Commits(directory / JOURNAL_FILE, "files", _known)
+        every = self._commits.entries
         self.known = {k.entry.name: k for k in every}
         self._places = {k.entry.content_hash: k.place for k in every if k.entry.status == "stored"}
         self._writer = PackedWriter(directory, AUDIO_STEM, 1, self._places.values())
-        self._pending: list[Known] = []
-        self._pending_bytes, self._last_commit = 0, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -68,12 +61,12 @@ class Journal:
     def append(self, name: str, version: str, answer: FileAnswer) -> FileEntry:
         """Keep the samples, once however many files have them, and remember the file."""
         entry = FileEntry(name, answer.status, answer.reason)
-        fingerprint = ""
+        fingerprint, num_bytes = "", 0
         if (heard := answer.heard) is not None:
             place = self._places.get(heard.content_hash)
             if place is None:
                 place = self._places[heard.content_hash] = self._writer.append(heard.samples[:, None])
-                self._pending_bytes += heard.samples.nbytes
+                num_bytes = heard.samples.nbytes
             fingerprint = heard.fingerprint
             entry = replace(
                 entry,
@@ -88,21 +81,15 @@ class Journal:
                 start=place.start,
             )
         known = Known(entry, version, fingerprint)
-        self._pending.append(known)
+        self._commits.add(asdict(known), num_bytes)
         self.known[entry.name] = known
-        if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+        if self._commits.is_due:
             self.commit()
         return entry
 
     def commit(self) -> None:
         """What was appended is there after a kill."""
-        if self._pending:
-            self._writer.sync()
-            files = [asdict(k) for k in self._pending]
-            append_line(self._path, {"commit": self._commits, "files": files}, self._end_byte)
-            self._end_byte = self._path.stat().st_size
-            self._commits, self._pending, self._pending_bytes = self._commits + 1, [], 0
-        self._last_commit = time.monotonic()
+        self._commits.commit(self._writer.sync)
 
 
 def _known(values: dict[str, Any]) -> Known:

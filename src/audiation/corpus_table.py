@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -84,7 +84,7 @@ class CorpusHeader:
 
     hash: SHA-256 over the rate and the names and contents of the stored recordings, in whatever form they are.
     hours: of the stored recordings. statistics: see `corpus_statistics.summarise`.
-    window_samples: of the Lance form, samples of a row; 0 in the packed form.
+    window_samples: of the Lance form, samples of a row; 0 in the packed form. windows: of the Lance form, its table.
     """
 
     name: str
@@ -94,6 +94,7 @@ class CorpusHeader:
     hours: float
     num_recordings: int
     window_samples: int = 0
+    windows: str = "windows.lance"
     statistics: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -105,11 +106,14 @@ class CorpusHeader:
         try:
             values = dict(json.loads(text))
             if values.pop("format") != FORMAT:
-                raise ValueError("another format")
+                raise ValueError("it is of another format")
+            _check_types(values, _HEADER_TYPES, "")
+            _check_types(values["statistics"], _STATISTICS_TYPES, "statistics.")
             return cls(**values)
         except (ValueError, KeyError, TypeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
             raise CorpusError(
-                f"{where} is not about a corpus of format {FORMAT} ({error}). Build it again."
+                f"{where} is not about a corpus of format {FORMAT}: {why}. Call the same build again, or copy it again."
             ) from error
 
 
@@ -210,6 +214,30 @@ def read_packed(directory: Path) -> tuple[CorpusHeader, FileTable]:
             f"{path} and {TABLE_FILE} are about different corpora. Call the same build again, or copy both again."
         )
     return header, rows
+
+
+_HEADER_TYPES = {
+    "name": str, "sample_rate_hz": int, "form": str, "hash": str, "hours": float, "num_recordings": int,
+    "window_samples": int, "statistics": dict,
+}  # fmt: skip
+_STATISTICS_TYPES = {
+    "files": dict, "left_out": dict, "duplicate_hours": float, "near_duplicates": int, "near_duplicate_hours": float,
+    "silent_share": float, "clipped_share": float, "clipped_recordings": int, "dc_recordings": int,
+    "source_rates_hz": dict, "licences": dict, "shortest_seconds": float, "longest_seconds": float,
+    "files_of_other_kinds": int, "hidden_files": int,
+}  # fmt: skip
+_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object of whole numbers"}
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, type], prefix: str) -> None:
+    """Raises KeyError, ValueError."""
+    for name, kind in types.items():
+        value = values[name]
+        fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if kind is dict and fits and name != "statistics":
+            fits = all(type(number) is int for number in value.values())
+        if not fits:
+            raise ValueError(f"'{prefix}{name}' is {_TYPE_NAMES[kind]}, got {value!r}")
 
 
 _TYPES = {"str": pa.string(), "Status": pa.string(), "int": pa.int64(), "float": pa.float64()}

@@ -1,6 +1,7 @@
 """Stored targets: what a teacher says about whole recordings, computed once, cropped in training.
 
     targets/NAME/targets.json     name, rate, codebooks
+    targets/NAME/teacher.json     what the codes are computed with, where a teacher says so
     targets/NAME/journal.jsonl    a line per commit: which recordings lie where
     targets/NAME/codes-00000.s16  codes, `(N, Q)` per recording
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +25,14 @@ import torch
 from torch import Tensor
 
 from audiation.cache import write_text
+from audiation.corpus_commits import Commits
 from audiation.corpus_lance import LanceArrays
 from audiation.corpus_packed import ITEM, CorpusError, PackedArrays, PackedWriter, Piece, Place
 from audiation.corpus_table import FileTable
-from audiation.json_lines import append_line, read_lines
 
-COMMIT_BYTES = 2**26
-COMMIT_SECONDS = 10.0
 MAX_CODES = 2**15
 MAX_FRAMES_OFF = 8  # that a teacher may give more or fewer than length times rate
-SPEC_FILE, JOURNAL_FILE, STEM = "targets.json", "journal.jsonl", "codes"
+SPEC_FILE, TEACHER_FILE, JOURNAL_FILE, STEM = "targets.json", "teacher.json", "journal.jsonl", "codes"
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,38 @@ class TargetsSpec:
         return cls(values["name"], float(values["rate_hz"]), tuple(values["num_codes"]))
 
 
+@dataclass(frozen=True)
+class LanceTargets:
+    """What the Lance form notes about targets. window_frames: of a row. table: its place below the corpus. record: as
+    in `StoredTargets`."""
+
+    spec: TargetsSpec
+    window_frames: int
+    table: str
+    record: dict[str, Any] | None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> LanceTargets:
+        """From what `to_values` and JSON made of one."""
+        record = values.get("record")
+        table = values.get("table", f"targets/{values['name']}.lance")
+        return cls(
+            TargetsSpec.from_values(values), int(values["window_frames"]), table, record and dict(record)
+        )
+
+    def to_values(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "name": spec.name, "rate_hz": spec.rate_hz, "num_codes": spec.num_codes,
+            "window_frames": self.window_frames, "table": self.table, "record": self.record,
+        }  # fmt: skip
+
+
 class StoredTargets:
     """Codes of every recording of a corpus, to read.
 
     name, rate_hz, num_codes: as in `TargetsSpec`.
+    record: what the codes were computed with (`Teacher.record`); None: nobody said.
     """
 
     def __init__(
@@ -75,8 +101,10 @@ class StoredTargets:
         spec: TargetsSpec,
         arrays: PackedArrays | LanceArrays,
         places: Sequence[Place | None],
+        record: dict[str, Any] | None = None,
     ) -> None:
         """places: of each recording, where its codes lie. CorpusError where one has none."""
+        self.record = record
         self.name, self.rate_hz, self.num_codes = spec.name, spec.rate_hz, spec.num_codes
         self.spec, self._arrays = spec, arrays
         self._places = [place for place in places if place is not None]
@@ -115,46 +143,40 @@ class StoredTargets:
 class TargetsWriter:
     """Writes codes, recording after recording; what is committed survives a kill at any moment. One process at a time.
 
-    directory: `targets/NAME`. ValueError where it holds targets of another kind.
+    directory: `targets/NAME`. record: what the codes are computed with, for JSON; None: nobody says.
+    places: content hash -> where the codes lie that were there before.
+
+    ValueError where the folder holds targets of another kind, or computed with something else.
     """
 
-    def __init__(self, directory: Path, spec: TargetsSpec) -> None:
-        self._spec, self._journal = spec, directory / JOURNAL_FILE
-        _keep_spec(directory, spec)
-        lines = read_lines(self._journal, counted_by="commit")
-        self._commits, self._end_byte = len(lines), lines[-1].end_byte if lines else 0
-        self.places = _places(directory)
+    def __init__(self, directory: Path, spec: TargetsSpec, record: Mapping[str, Any] | None = None) -> None:
+        self._spec = spec
+        _keep_spec(directory, spec, record)
+        self._commits = _commits(directory)
+        self.places = dict(self._commits.entries)
         self._arrays = PackedWriter(directory, STEM, len(spec.num_codes), self.places.values())
-        self._pending: dict[str, Place] = {}
-        self._pending_bytes, self._last_commit = 0, time.monotonic()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.commit()
-        self._arrays.__exit__()
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.commit()  # also where a later recording failed: what was appended is whole
+        finally:
+            self._arrays.__exit__()
 
     def append(self, content_hash: str, codes: Tensor, expected_frames: float) -> None:
         """Codes `(Q, N)` of a recording. ValueError where they are not what the targets are said to be."""
         self._check(codes, expected_frames)
         items = np.ascontiguousarray(codes.cpu().numpy().T.astype(ITEM))
-        self._pending[content_hash] = self._arrays.append(items)
-        self._pending_bytes += items.nbytes
-        if self._pending_bytes >= COMMIT_BYTES or time.monotonic() - self._last_commit >= COMMIT_SECONDS:
+        place = self._arrays.append(items)
+        self._commits.add([content_hash, place.file, place.start, place.length], items.nbytes)
+        if self._commits.is_due:
             self.commit()
 
     def commit(self) -> None:
         """What was appended is there after a kill."""
-        if self._pending:
-            self._arrays.sync()
-            entries = [[key, p.file, p.start, p.length] for key, p in self._pending.items()]
-            append_line(self._journal, {"commit": self._commits, "places": entries}, self._end_byte)
-            self._end_byte = self._journal.stat().st_size
-            self.places |= self._pending
-            self._commits, self._pending, self._pending_bytes = self._commits + 1, {}, 0
-        self._last_commit = time.monotonic()
+        self._commits.commit(self._arrays.sync)
 
     def _check(self, codes: Tensor, expected_frames: float) -> None:
         num_codes, name = self._spec.num_codes, self._spec.name
@@ -186,15 +208,24 @@ def open_packed_targets(directory: Path, name: str, recordings: FileTable) -> St
     folder = directory / "targets" / name
     spec = _read_spec(folder)
     arrays = PackedArrays(folder, STEM, len(spec.num_codes))
-    places = _places(folder)
-    return StoredTargets(spec, arrays, [places.get(key) for key in recordings.content_hashes()])
+    places = dict(_commits(folder).entries)
+    found = [places.get(key) for key in recordings.content_hashes()]
+    return StoredTargets(spec, arrays, found, _read_record(folder))
 
 
-def _keep_spec(directory: Path, spec: TargetsSpec) -> None:
+def _keep_spec(directory: Path, spec: TargetsSpec, record: Mapping[str, Any] | None) -> None:
+    record = None if record is None else json.loads(json.dumps(record))
     if (directory / SPEC_FILE).exists():
         if (held := _read_spec(directory)) != spec:
             raise ValueError(f"{directory} holds {held}, not {spec}. Delete the folder, or use another name.")
+        if (computed_with := _read_record(directory)) != record:
+            raise ValueError(
+                f"{directory} has codes of {computed_with or 'an unknown teacher'}, not of "
+                f"{record or 'an unknown teacher'}. Delete the folder to compute them anew, or use another name."
+            )
         return
+    if record is not None:
+        write_text(directory / TEACHER_FILE, json.dumps(record, indent=1) + "\n")
     write_text(directory / SPEC_FILE, json.dumps(asdict(spec), indent=1) + "\n")
 
 
@@ -208,9 +239,22 @@ def _read_spec(directory: Path) -> TargetsSpec:
         ) from error
 
 
-def _places(directory: Path) -> dict[str, Place]:
-    return {
-        key: Place(file, start, length)
-        for line in read_lines(directory / JOURNAL_FILE, counted_by="commit")
-        for key, file, start, length in line.values["places"]
-    }
+def _read_record(directory: Path) -> dict[str, Any] | None:
+    path = directory / TEACHER_FILE
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CorpusError(
+            f"{path} cannot be read ({error}). Delete its folder and compute the targets again."
+        ) from error
+
+
+def _commits(directory: Path) -> Commits[tuple[str, Place]]:
+    return Commits(directory / JOURNAL_FILE, "places", _placed)
+
+
+def _placed(entry: list[Any]) -> tuple[str, Place]:
+    key, *numbers = entry
+    return key, Place(*map(int, numbers))

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from audiation.corpus import Corpus, StoredTargets
 from audiation.loading import check_device
+from audiation.step_bars import step_bars
 from audiation.teachers import TEACHERS
 from audiation.teachers.encodec import NAME as ENCODEC
 from audiation.teachers.encodec import WEIGHTS as ENCODEC_WEIGHTS
 from audiation.teachers.kmeans import KMeansTeacher
+from audiation.teachers.layer_features import MARK_DIGITS
 from audiation.teachers.targets import CodebookUsage, compute_targets, open_teacher, usage_of
 
 RARELY_USED = 0.5  # share of codes that occur, below which something is said
@@ -60,13 +61,19 @@ def targets(
     if teacher == ENCODEC and weights is None:
         licence = ENCODEC_WEIGHTS.licence
         console.print(f"EnCodec: {ENCODEC_WEIGHTS.checkpoint.place}; licence {licence}", highlight=False)
-    with _bar(console) as bar:
-        report = _Steps(bar).report
-        made = open_teacher(teacher, corpus, backbone, weights, device, workers, progress=report)
-        stored = compute_targets(corpus, teacher, made, workers, report)
+    with step_bars(console) as bars:
+        made = open_teacher(teacher, corpus, backbone, weights, device, workers, progress=bars.show)
+        stored = compute_targets(corpus, teacher, made, workers, bars.show)
     if isinstance(made, KMeansTeacher):
         _line(console, f"{made.fit['num_used']:,} of {made.num_codes[0]:,} clusters in the sample of "
               f"{made.fit['num_frames']:,} frames, inertia {made.fit['inertia']:.4g}")  # fmt: skip
+        if "weights" in made.fit["features"]:
+            mark, (base, _, clusters) = made.fit["features"]["weights"][:MARK_DIGITS], teacher.rpartition("-")
+            if mark not in base:
+                _line(
+                    console,
+                    f"of weights {mark}; '{base}.{mark}-{clusters}' keeps them beside those of others",
+                )
         if made.fit["corpus"]["hash"] != corpus.hash:
             _line(
                 console,
@@ -96,28 +103,6 @@ def show_usage(console: Console, stored: StoredTargets, usage: Sequence[Codebook
             f"codebook {q}: {used.num_used:,} of {used.num_codes:,} codes ({share:.0%}), perplexity "
             f"{used.perplexity:,.1f}, the most frequent {used.most_frequent:.1%}{warning}",
         )
-
-
-class _Steps:
-    """A bar per step, one after the other."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar, self._rows = bar, dict[str, int]()
-
-    def report(self, what: str, done: int, total: int) -> None:
-        if what not in self._rows:
-            self._rows[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._rows[what], completed=done)  # type: ignore[arg-type]
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _line(console: Console, text: str) -> None:

@@ -1,7 +1,8 @@
 """What a teacher is: whole recordings in, codes out, and how teachers are named.
 
 `encodec` gives codes by itself. Other names are features and a number of clusters, like `mfcc39-km500`; one with a
-number inside, like `layer6-km2000`, is of kind `layer`.
+number inside, like `layer6-km2000`, is of kind `layer`. Behind that number the weights may be named, by the first
+eight digits of their hash: `layer6.1a2b3c4d-km2000`.
 
 Shape letters: `S` samples, `Q` codebooks, `N` frames, `F` features.
 """
@@ -92,12 +93,14 @@ class TeacherRequest:
     """What is asked of a kind of teacher.
 
     sample_rate_hz: of the corpus.
-    number: inside the name, like 6 in "layer6"; None: there is none.
+    number: inside the name, like 6 in "layer6"; None: there is none. weights_mark: how the hash of the weights must
+        begin; None: any weights.
     backbone, weights, device: as in `load_backbone`; weights also those of EnCodec.
     """
 
     sample_rate_hz: int
     number: int | None = None
+    weights_mark: str | None = None
     backbone: str | None = None
     weights: str | None = None
     device: str = "cpu"
@@ -129,12 +132,14 @@ class TeacherKind:
 
 @dataclass(frozen=True)
 class TeacherName:
-    """A name of stored targets, taken apart: "layer6-km2000" is kind "layer", number 6, 2,000 clusters."""
+    """A name of stored targets, taken apart: "layer6.1a2b3c4d-km2000" is kind "layer", number 6, 2,000 clusters, of
+    weights whose hash begins with 1a2b3c4d."""
 
     text: str
     kind: str
     number: int | None = None
     num_clusters: int | None = None
+    weights_mark: str | None = None
 
 
 TEACHERS: Registry[TeacherKind] = Registry("teacher", "audiation.teachers")
@@ -143,9 +148,9 @@ TEACHERS: Registry[TeacherKind] = Registry("teacher", "audiation.teachers")
 def parse_teacher(text: str) -> TeacherName:
     """Raises UnknownNameError where there is no such kind, ValueError for clusters that are missing or too many."""
     base, dash, clusters = text.partition("-km")
-    kind, number = base, None
-    if base not in TEACHERS and (found := re.fullmatch(r"(.*\D)(\d+)", base)):
-        kind, number = found[1], int(found[2])
+    kind, number, mark = base, None, None
+    if base not in TEACHERS and (found := re.fullmatch(r"([^.]*[^.\d])(\d+)(?:\.([0-9a-f]{8}))?", base)):
+        kind, number, mark = found[1], int(found[2]), found[3]
     entry = TEACHERS[kind]
     if entry.features is None:
         if dash or number is not None:
@@ -156,4 +161,4 @@ def parse_teacher(text: str) -> TeacherName:
             f"teacher '{base}' needs a number of clusters, got '{text}'. Use a name like "
             f"'{base}-km{entry.clusters[0]}'."
         )
-    return TeacherName(text, kind, number, int(clusters))
+    return TeacherName(text, kind, number, int(clusters), mark)

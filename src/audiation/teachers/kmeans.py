@@ -25,6 +25,7 @@ from torch import Tensor
 
 from audiation.cache import whole_file, write_text
 from audiation.corpus import Corpus
+from audiation.folder_lock import locked
 from audiation.teachers.base import FrameFeatures, Recorded
 from audiation.teachers.sampling import JOURNAL_FILE, SAMPLE_FILE, draw_sample, gather_sample
 
@@ -112,28 +113,19 @@ def fit_kmeans(
     Raises:
         ValueError: clusters of something else are there, a sample with fewer frames than clusters, or features that
             are not finite.
+        FolderLockedError: another process fits there.
     """
-    if (directory / RECORD_FILE).exists():
-        return read_kmeans(directory, features, settings)
-    report = progress or (lambda what, done, total: None)
-    begun = {
-        "settings": asdict(settings),
-        "features": features.record(),
-        "corpus": {"name": corpus.name, "hash": corpus.hash, "hours": corpus.hours},
-    }
-    sample = draw_sample(corpus, features, settings.share, settings.seed, settings.max_frames)
-    num_frames = sum(blocks.num_frames for blocks in sample)
-    if num_frames < settings.num_clusters:
-        raise ValueError(
-            f"{settings.num_clusters} clusters need as many frames, and the sample of corpus '{corpus.name}' has "
-            f"{num_frames}. Take fewer clusters, or a larger share."
-        )
-    _keep_begun(directory, begun)
-    rows_RF = gather_sample(
-        corpus, features, sample, directory, workers, lambda done, total: report("sample", done, total)
-    )
-    state = _fit(rows_RF, settings, directory / STATE_FILE, report)
-    _finish(rows_RF, state, begun, directory)
+    if not (directory / RECORD_FILE).exists():
+        with locked(directory, "fitting clusters"):
+            if not (directory / RECORD_FILE).exists():
+                _fit_new(
+                    corpus,
+                    features,
+                    settings,
+                    directory,
+                    workers,
+                    progress or (lambda what, done, total: None),
+                )
     return read_kmeans(directory, features, settings)
 
 
@@ -171,6 +163,34 @@ def read_kmeans(
 # The fit --------------------------------------------------------------------------------------------------
 
 
+def _fit_new(
+    corpus: Corpus,
+    features: FrameFeatures,
+    settings: KMeansSettings,
+    directory: Path,
+    workers: int,
+    report: Report,
+) -> None:
+    begun = {
+        "settings": asdict(settings),
+        "features": features.record(),
+        "corpus": {"name": corpus.name, "hash": corpus.hash, "hours": corpus.hours},
+    }
+    sample = draw_sample(corpus, features, settings.share, settings.seed, settings.max_frames)
+    num_frames = sum(blocks.num_frames for blocks in sample)
+    if num_frames < settings.num_clusters:
+        raise ValueError(
+            f"{settings.num_clusters} clusters need as many frames, and the sample of corpus '{corpus.name}' has "
+            f"{num_frames}. Take fewer clusters, or a larger share."
+        )
+    _keep_begun(directory, begun)
+    rows_RF = gather_sample(
+        corpus, features, sample, directory, workers, lambda done, total: report("sample", done, total)
+    )
+    state = _fit(rows_RF, settings, directory / STATE_FILE, report)
+    _finish(rows_RF, state, begun, directory)
+
+
 @dataclass
 class _State:
     """Where a fit stands. centroids: `(K, F)`. counts: `(K,)`, frames that have moved each.
@@ -195,9 +215,14 @@ class _State:
 
     @classmethod
     def read(cls, path: Path) -> _State:
-        with safetensors.safe_open(path, "np") as stored:
-            scalars = json.loads(stored.metadata()["state"])
-            return cls(stored.get_tensor("centroids"), stored.get_tensor("counts"), **scalars)
+        try:
+            with safetensors.safe_open(path, "np") as stored:
+                scalars = json.loads(stored.metadata()["state"])
+                return cls(stored.get_tensor("centroids"), stored.get_tensor("counts"), **scalars)
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"{path}, the state of a begun fit, cannot be read ({error}). Delete its folder to fit anew."
+            ) from error
 
 
 def _fit(rows_RF: np.ndarray, settings: KMeansSettings, path: Path, report: Report) -> _State:
@@ -315,7 +340,12 @@ def _keep_begun(directory: Path, begun: dict[str, Any]) -> None:
     path = directory / BEGUN_FILE
     if not path.exists():
         write_text(path, json.dumps(begun, indent=1) + "\n")
-    elif (held := json.loads(path.read_text(encoding="utf-8"))) != json.loads(json.dumps(begun)):
+        return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Delete its folder to fit anew.") from error
+    if held != json.loads(json.dumps(begun)):
         raise ValueError(
             f"{directory} has a begun fit of {held}, not of {begun}. Delete the folder to fit anew."
         )

@@ -19,6 +19,7 @@ from audiation.teachers.base import TEACHERS, Recorded, TeacherKind, TeacherRequ
 CHUNK_SECONDS = 30.0  # of backbones that hear any length at once
 CHUNKS_AT_ONCE = 8
 EXAMPLE = "layer6-km2000"
+MARK_DIGITS = 8  # of the hash of the weights, in a name
 
 
 class LayerFeatures:
@@ -98,6 +99,12 @@ def _features(request: TeacherRequest) -> LayerFeatures:
             "musichubert --weights PATH"
         )
     backbone = load_backbone(request.backbone, request.weights, device=request.device)
+    mark = backbone.weights_hash[:MARK_DIGITS]
+    if request.weights_mark not in (None, mark):
+        raise ValueError(
+            f"the teacher's name is of weights {request.weights_mark}..., and these of {backbone.name} are {mark}.... "
+            f"Use 'layer{request.number}.{mark}-km...', or other weights."
+        )
     if backbone.sample_rate_hz != request.sample_rate_hz:
         raise ValueError(
             f"{backbone.name} hears {backbone.sample_rate_hz} Hz, and the corpus has {request.sample_rate_hz} Hz. "

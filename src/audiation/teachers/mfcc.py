@@ -96,7 +96,12 @@ class MfccFeatures:
         return stacked[first - begin : first - begin + count].cpu()
 
     def record(self) -> dict[str, Any]:
-        return {"features": "mfcc", "rate_hz": self.rate_hz, "num_features": self.num_features}
+        return {
+            "features": "mfcc",
+            "sample_rate_hz": self.sample_rate_hz,
+            "rate_hz": self.rate_hz,
+            "num_features": self.num_features,
+        }
 
 
 def differences(x_NC: Tensor) -> Tensor:

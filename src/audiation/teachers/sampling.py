@@ -1,4 +1,5 @@
-"""Recordings and frames of a corpus for teachers: one recording, and a random sample of the frames of all.
+"""Recordings and frames of a corpus for teachers: one recording, many in several processes, and a random sample of the
+frames of all.
 
 Shape letters: `R` frames of the sample, `F` features.
 """
@@ -6,20 +7,22 @@ Shape letters: `R` frames of the sample, `F` features.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from audiation.corpus import Corpus
-from audiation.json_lines import append_line, read_lines
+from audiation.corpus import Corpus, CorpusError
+from audiation.corpus_commits import Commits
 from audiation.teachers.base import FrameFeatures, Recorded
 from audiation.workers import WorkerDied, available_cores, serve
 
 SAMPLE_FILE, JOURNAL_FILE = "sample.f32", "sample.jsonl"
-COMMIT_SECONDS = 10.0  # what a kill may cost
+
+M = TypeVar("M")
 
 
 def recorded(corpus: Corpus, recording: int) -> Recorded:
@@ -27,9 +30,43 @@ def recorded(corpus: Corpus, recording: int) -> Recorded:
     return Recorded(int(corpus.num_samples[recording]), functools.partial(corpus.read, recording))
 
 
-def threads_of(workers: int) -> int:
-    """Of each of so many processes."""
-    return max(1, available_cores() // max(1, workers))
+@dataclass(frozen=True)
+class Computed(Generic[M]):
+    """result: of recording number `recording`."""
+
+    recording: int
+    result: M
+
+
+def compute_each(
+    corpus: Corpus, recordings: Sequence[int], compute: Callable[[Corpus, int], M], workers: int
+) -> Generator[Computed[M]]:
+    """Results for recordings of a corpus, in any order. Close the iterator to stop the workers.
+
+    Args:
+        compute: (corpus, number of a recording) -> result; picklable where there are workers.
+        workers: processes, which open the corpus again; 0: everything happens in this one.
+
+    Raises:
+        CorpusError: what a worker opened is not the corpus any more.
+        ChildProcessError: a worker was killed.
+    """
+    answer: Callable[[int], Iterator[M | CorpusError]] = _Reopened(corpus.location, corpus.hash, compute)
+    if workers == 0:
+        answer = functools.partial(_once, corpus, compute)
+    threads = max(1, available_cores() // max(1, workers))
+    with closing(serve(recordings, answer, workers, threads)) as answers:
+        for given in answers:
+            message = given.message
+            if isinstance(message, WorkerDied):
+                raise ChildProcessError(
+                    f"a worker ended with exit code {message.exit_code} at recording "
+                    f"'{corpus.recordings.name(given.job)}'. Call again to go on, with fewer workers where memory is "
+                    "short."
+                )
+            if isinstance(message, CorpusError):
+                raise message
+            yield Computed(given.job, message)
 
 
 @dataclass(frozen=True)
@@ -82,65 +119,79 @@ def gather_sample(
 
     Raises:
         ValueError: features that are not finite; names the recording.
-        ChildProcessError: a worker was killed.
+        CorpusError, ChildProcessError: as `compute_each`.
     """
     shape = (sum(blocks.num_frames for blocks in sample), features.num_features)
     path, journal = directory / SAMPLE_FILE, directory / JOURNAL_FILE
     directory.mkdir(parents=True, exist_ok=True)
-    lines = read_lines(journal, counted_by="commit")
-    done = {recording for line in lines for recording in line.values["recordings"]}
-    end_byte = lines[-1].end_byte if lines else 0
-    rows_RF = np.memmap(path, np.float32, "r+" if lines else "w+", shape=shape)
-    pending: list[int] = []
-    num_commits, last_commit = len(lines), time.monotonic()
+    commits = Commits(journal, "recordings", int)
+    done = set(commits.entries)
+    rows_RF = _rows_file(path, shape, is_begun=bool(done))
 
-    def commit() -> None:
-        nonlocal pending, num_commits, last_commit, end_byte
-        if pending:
-            rows_RF.flush()
-            append_line(journal, {"commit": num_commits, "recordings": pending}, end_byte)
-            pending, num_commits, end_byte = [], num_commits + 1, journal.stat().st_size
-        last_commit = time.monotonic()
-
-    jobs = (blocks for blocks in sample if blocks.recording not in done)
-    answers = serve(jobs, _Rows(corpus.location, features), workers, threads_of(workers))
+    of_recording = {blocks.recording: blocks for blocks in sample}
+    missing = [recording for recording in of_recording if recording not in done]
     num_done = len(done)
+    compute = functools.partial(_rows_of, features, {r: of_recording[r].blocks for r in missing})
     try:
-        for answer in answers:
-            blocks = answer.job
-            if isinstance(answer.message, WorkerDied):
-                raise ChildProcessError(
-                    f"a worker ended with exit code {answer.message.exit_code} at recording "
-                    f"'{corpus.recordings[blocks.recording].name}'. Call again to go on, with fewer workers where "
-                    "memory is short."
-                )
-            if not np.isfinite(answer.message).all():
-                raise ValueError(
-                    f"features of recording '{corpus.recordings[blocks.recording].name}' are not finite"
-                )
-            rows_RF[blocks.row : blocks.row + blocks.num_frames] = answer.message
-            pending.append(blocks.recording)
-            if time.monotonic() - last_commit >= COMMIT_SECONDS:
-                commit()
-            num_done += 1
-            progress(num_done, len(sample))
+        with closing(compute_each(corpus, missing, compute, workers)) as answers:
+            for answer in answers:
+                if not np.isfinite(answer.result).all():
+                    raise ValueError(
+                        f"features of recording '{corpus.recordings.name(answer.recording)}' are not finite"
+                    )
+                blocks = of_recording[answer.recording]
+                rows_RF[blocks.row : blocks.row + blocks.num_frames] = answer.result
+                commits.add(answer.recording)
+                if commits.is_due:
+                    commits.commit(rows_RF.flush)
+                num_done += 1
+                progress(num_done, len(sample))
     finally:
-        answers.close()
-        commit()
+        commits.commit(rows_RF.flush)
     return rows_RF
 
 
+def _rows_file(path: Path, shape: tuple[int, int], is_begun: bool) -> np.memmap:
+    num_bytes = 4 * shape[0] * shape[1]
+    if (
+        is_begun and (held := path.stat().st_size if path.exists() else 0) != num_bytes
+    ):  # numpy would make it longer, with zeros
+        raise ValueError(
+            f"{path}, the begun sample of a fit, cannot be read: it has {held} bytes, not {num_bytes}. Delete "
+            "its folder to fit anew."
+        )
+    return np.memmap(path, np.float32, "r+" if is_begun else "w+", shape=shape)
+
+
+def _rows_of(
+    features: FrameFeatures, blocks: dict[int, tuple[tuple[int, int], ...]], corpus: Corpus, recording: int
+) -> np.ndarray:
+    """Features of the sampled blocks of one recording."""
+    whole = recorded(corpus, recording)
+    parts = [features.frames(whole, first, count).numpy() for first, count in blocks[recording]]
+    return np.concatenate(parts)
+
+
+def _once(corpus: Corpus, compute: Callable[[Corpus, int], M], recording: int) -> Iterator[M]:
+    yield compute(corpus, recording)
+
+
 @dataclass(frozen=True)
-class _Rows:
-    """In a worker: sampled blocks -> their features."""
+class _Reopened(Generic[M]):
+    """In a worker: number of a recording -> what is computed of it, if the corpus still has that hash; another one has
+    other recordings under the same numbers."""
 
     location: str
-    features: FrameFeatures
+    hash: str
+    compute: Callable[[Corpus, int], M]
 
-    def __call__(self, sampled: SampledBlocks) -> Iterator[np.ndarray]:
-        recording = recorded(self._corpus, sampled.recording)
-        parts = [self.features.frames(recording, first, count).numpy() for first, count in sampled.blocks]
-        yield np.concatenate(parts)
+    def __call__(self, recording: int) -> Iterator[M | CorpusError]:
+        if self._corpus.hash == self.hash:
+            yield self.compute(self._corpus, recording)
+        else:
+            yield CorpusError(
+                f"{self.location} was built anew meanwhile. Call again: what is computed stays."
+            )
 
     @functools.cached_property
     def _corpus(self) -> Corpus:

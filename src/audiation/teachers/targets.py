@@ -8,25 +8,23 @@ Shape letters: `Q` codebooks, `N` frames, `K` codes.
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from audiation.cache import write_text
-from audiation.corpus import Corpus, CorpusError, StoredTargets
-from audiation.corpus_targets import TargetsSpec, TargetsWriter
+from audiation.corpus import Corpus, StoredTargets
+from audiation.corpus_codes import RecordingCodes, local_folder, store_targets
+from audiation.corpus_targets import TEACHER_FILE, TargetsSpec
 from audiation.teachers.base import TEACHERS, Teacher, TeacherRequest, parse_teacher
 from audiation.teachers.kmeans import KMeansSettings, Report, fit_kmeans
-from audiation.teachers.sampling import recorded, threads_of
-from audiation.workers import WorkerDied, serve
+from audiation.teachers.sampling import compute_each, recorded
 
-TEACHER_FILE = "teacher.json"
+__all__ = ["TEACHER_FILE", "CodebookUsage", "compute_targets", "open_teacher", "usage_of"]
+
 READ_FRAMES = 100_000
 
 
@@ -69,7 +67,9 @@ def open_teacher(
     """
     parsed = parse_teacher(name)
     kind = TEACHERS[parsed.kind]
-    request = TeacherRequest(corpus.sample_rate_hz, parsed.number, backbone, weights, device)
+    request = TeacherRequest(
+        corpus.sample_rate_hz, parsed.number, parsed.weights_mark, backbone, weights, device
+    )
     if kind.teacher is not None:
         return kind.teacher(request)
     assert kind.features is not None and parsed.num_clusters is not None
@@ -78,7 +78,7 @@ def open_teacher(
         raise ValueError(
             f"'{name}' has {parsed.num_clusters} clusters, and the settings {settings.num_clusters}"
         )
-    directory = _directory(corpus) / "teachers" / name
+    directory = local_folder(corpus) / "teachers" / name
     return fit_kmeans(corpus, kind.features(request), settings, directory, workers, progress)
 
 
@@ -91,34 +91,19 @@ def compute_targets(
 
     Raises:
         ValueError: stored codes under that name are another teacher's.
-        CorpusError: a corpus in object storage, which is read only.
+        FolderLockedError: another process computes them.
+        CorpusError: a corpus in object storage, which is read only, or one that was built anew meanwhile.
         ChildProcessError: a worker was killed.
     """
-    directory = _directory(corpus) / "targets" / name
-    spec = TargetsSpec(name, teacher.rate_hz, teacher.num_codes)
-    _keep_record(directory, teacher.record())
-    keys = corpus.recordings.content_hashes()
-    with TargetsWriter(directory, spec) as writer:
-        missing = [i for i, key in enumerate(keys) if key not in writer.places]
-        num_done = len(keys) - len(missing)
-        answers = serve(missing, _Codes(corpus.location, teacher), workers, threads_of(workers))
-        try:
+
+    def codes(missing: Sequence[int]) -> Generator[RecordingCodes]:
+        with closing(compute_each(corpus, missing, partial(_codes_of, teacher), workers)) as answers:
             for answer in answers:
-                if isinstance(answer.message, WorkerDied):
-                    raise ChildProcessError(
-                        f"a worker ended with exit code {answer.message.exit_code} at recording "
-                        f"'{corpus.recordings[answer.job].name}'. Call again to go on, with fewer workers where memory "
-                        "is short."
-                    )
-                seconds = int(corpus.num_samples[answer.job]) / corpus.sample_rate_hz
-                writer.append(keys[answer.job], answer.message, seconds * teacher.rate_hz)
-                num_done += 1
-                if progress is not None:
-                    progress("codes", num_done, len(keys))
-        finally:
-            answers.close()
-            writer.commit()
-    return corpus.open_targets(name)
+                yield RecordingCodes(answer.recording, answer.result)
+
+    spec = TargetsSpec(name, teacher.rate_hz, teacher.num_codes)
+    report = None if progress is None else partial(progress, "codes")
+    return store_targets(corpus, spec, codes, teacher.record(), report)
 
 
 def usage_of(corpus: Corpus, targets: StoredTargets) -> tuple[CodebookUsage, ...]:
@@ -132,43 +117,11 @@ def usage_of(corpus: Corpus, targets: StoredTargets) -> tuple[CodebookUsage, ...
     return tuple(_usage(count) for count in counts)
 
 
-@dataclass(frozen=True)
-class _Codes:
-    """In a worker: number of a recording -> its codes `(Q, N)`."""
-
-    location: str
-    teacher: Teacher
-
-    def __call__(self, recording: int) -> Iterator[Tensor]:
-        yield self.teacher.codes(recorded(self._corpus, recording))
-
-    @functools.cached_property
-    def _corpus(self) -> Corpus:
-        return Corpus(self.location)
+def _codes_of(teacher: Teacher, corpus: Corpus, recording: int) -> Tensor:
+    return teacher.codes(recorded(corpus, recording))
 
 
 def _usage(counts_K: np.ndarray) -> CodebookUsage:
     p = counts_K[counts_K > 0] / max(1, counts_K.sum())
     perplexity = float(np.exp(-(p * np.log(p)).sum())) if len(p) else 0.0
     return CodebookUsage(len(counts_K), len(p), perplexity, float(p.max(initial=0.0)))
-
-
-def _directory(corpus: Corpus) -> Path:
-    if corpus.directory is None:
-        raise CorpusError(
-            f"{corpus.location} is only read. Compute targets beside a local copy, and copy both with "
-            "`audiation corpus to-lance`."
-        )
-    return corpus.directory
-
-
-def _keep_record(directory: Path, record: dict[str, Any]) -> None:
-    """Remember what the codes are computed with. ValueError where those that are there are another teacher's."""
-    path = directory / TEACHER_FILE
-    record = json.loads(json.dumps(record))
-    if not path.exists():
-        write_text(path, json.dumps(record, indent=1) + "\n")
-    elif (held := json.loads(path.read_text(encoding="utf-8"))) != record:
-        raise ValueError(
-            f"{directory} has codes of {held}, not of {record}. Delete the folder to compute them anew."
-        )
