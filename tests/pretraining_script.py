@@ -306,7 +306,10 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.optim.Adam(model().parameters(), fused=True)  # imports half of torch
     mode, out = sys.argv[1], Path(sys.argv[2])
-    if mode == "two":
+    if mode == "quick":
+        launch(1, lambda: run(out, "one"))
+        launch(2, lambda: run(out, "two-sharded", **SHARDED))
+    elif mode == "two":
         launch(1, lambda: one_rank(out))
         launch(2, lambda: two_ranks(out))
         launch(1, lambda: run(out, "one-from-two"))

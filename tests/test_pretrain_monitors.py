@@ -128,6 +128,40 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> Non
         read_log(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"loss": "two"}, "loss must be a number"),
+        ({"grad_norm": [1.0]}, "grad_norm must be a number"),
+        ({"seconds": True}, "seconds must be a number"),
+        ({"loss_scale": {}}, "loss_scale must be a number"),
+        ({"parts": {"cqt_mse": "much"}}, "parts/cqt_mse must be a number"),
+        ({"parts": 3}, "parts must be an object of numbers"),
+    ],
+)
+def test_a_value_of_another_type_is_named_by_its_line(tmp_path: Path, change: dict, text: str) -> None:
+    write(tmp_path, step_line(1), step_line(2) | change)
+    with pytest.raises(DamagedLinesError, match=rf"log\.jsonl, line 2: {text}\. Take the file from a copy"):
+        read_log(tmp_path)
+
+
+def test_other_values_of_another_type_are_named(tmp_path: Path) -> None:
+    write(tmp_path, step_line(1))
+    write(tmp_path, {"step": 1, "task": "gtzan_genre", "probe": {"accuracy": "high"}}, name="probe.jsonl")
+    with pytest.raises(
+        DamagedLinesError, match=r"probe\.jsonl, line 1: the score 'accuracy' must be a number"
+    ):
+        read_log(tmp_path)
+    (tmp_path / "probe.jsonl").unlink()
+    write(tmp_path, dataclasses.asdict(MACHINE) | {"threads": "many"}, name="machines.jsonl")
+    with pytest.raises(DamagedLinesError, match=r"machines\.jsonl, line 1, has .* of another type"):
+        read_log(tmp_path)
+    (tmp_path / "machines.jsonl").unlink()
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"steps": "many"}, "identity": {}}))
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        read_log(tmp_path)
+
+
 def test_other_folders_and_a_damaged_description_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no log\.jsonl"):
         read_log(tmp_path)

@@ -105,6 +105,14 @@ def two(runs: Path) -> Path:
     return runs / "two"
 
 
+def test_two_ranks_with_shares_trace_the_curve_of_one(tmp_path: Path) -> None:
+    """The one of its kind that is run always; the others take half a minute."""
+    with script(tmp_path, "quick") as process:
+        finished(process)
+    assert same_curve(tmp_path, "one", "two-sharded")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two-replicated", "two-ddp", "two-sharded"])
 def test_two_ranks_trace_the_curve_of_one(two: Path, name: str) -> None:
     losses = values(two / "one", "loss")
@@ -113,6 +121,7 @@ def test_two_ranks_trace_the_curve_of_one(two: Path, name: str) -> None:
     assert log_lines(two / "one")[0]["parts"] == pytest.approx(log_lines(two / name)[0]["parts"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_teacher_is_averaged_share_by_share(two: Path) -> None:
     assert same_curve(two, "one-data2vec", "two-data2vec")
     one, shared = (end(two, name) for name in ("one-data2vec", "two-data2vec"))
@@ -123,6 +132,7 @@ def test_a_teacher_is_averaged_share_by_share(two: Path) -> None:
     assert max(float((one[n] - student[n]).abs().max()) for n in names) > 5e-3
 
 
+@pytest.mark.slow
 def test_shares_and_what_the_module_is_afterwards(two: Path) -> None:
     facts = json.loads((two / "facts.json").read_text())
     for here, whole in facts["shares"]:
@@ -131,15 +141,18 @@ def test_shares_and_what_the_module_is_afterwards(two: Path) -> None:
     assert not [kind for kind in facts["kinds"] if "DTensor" in kind or "FSDP" in kind]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_to_the_same_bits(two: Path) -> None:
     assert log_lines(two / "two-stopped") == log_lines(two / "two-sharded")
     assert equal_states(end(two, "two-stopped"), end(two, "two-sharded"))
 
 
+@pytest.mark.slow
 def test_one_rank_goes_on_from_two(two: Path) -> None:
     assert same_curve(two, "one", "one-from-two")
 
 
+@pytest.mark.slow
 def test_shards_that_are_not_finite_stop_all_ranks(two: Path) -> None:
     found = json.loads((two / "facts.json").read_text())["diverged"]
     assert (found["step"], found["names"], found["kinds"]) == (4, ["3-1.wav"], ["Parameter"])
@@ -148,18 +161,21 @@ def test_shards_that_are_not_finite_stop_all_ranks(two: Path) -> None:
     assert [m["index"] for m in evidence["micro_batches"]] == [1]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_sharded_is_refused(two: Path) -> None:
     refused = json.loads((two / "facts.json").read_text())["refused"]
     assert refused[0].startswith("validate runs on one process")
     assert refused[1] == "parallel='sharded' cannot split extra, a single number. Give it the shape (1,)."
 
 
+@pytest.mark.slow
 def test_killed_in_a_step_it_ends_with_the_same_bits(runs: Path) -> None:
     out = runs / "killed"
     assert log_lines(out / "killed") == log_lines(runs / "two" / "two-sharded")
     assert equal_states(end(out, "killed"), end(runs / "two", "two-sharded"))
 
 
+@pytest.mark.slow
 def test_killed_while_writing_it_ends_with_the_same_bits(runs: Path) -> None:
     out = runs / "killed"
     assert json.loads((out / "kills.json").read_text()) >= 2
@@ -172,6 +188,7 @@ def test_killed_while_writing_it_ends_with_the_same_bits(runs: Path) -> None:
 # Damaged shards -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "training.json"])
 def test_damaged_shards_are_named(two: Path, tmp_path: Path, name: str) -> None:
     folder = copied(two / "damaged", tmp_path)
@@ -185,6 +202,7 @@ def test_damaged_shards_are_named(two: Path, tmp_path: Path, name: str) -> None:
         trained(folder, model())
 
 
+@pytest.mark.slow
 def test_half_a_checkpoint_is_not_used(two: Path, tmp_path: Path) -> None:
     folder = copied(two / "damaged", tmp_path)
     (folder / "shards" / "step-2").rename(folder / "shards" / "step-4.part")
@@ -195,6 +213,7 @@ def test_half_a_checkpoint_is_not_used(two: Path, tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_metadata_that_would_run_code_is_not_read(two: Path, tmp_path: Path) -> None:
     checkpoint = copied(two / "damaged", tmp_path) / "shards" / "step-2"
     (checkpoint / ".metadata").write_bytes(pickle.dumps(os.getcwd))
@@ -599,7 +618,7 @@ def test_a_disk_that_is_full_does_not_hide_what_happened(tmp_path: Path) -> None
         ({"spike_action": "ignore", "spike_factor": 2.0}, "spike_action is one of log, skip, rollback"),
         ({"spike_action": "skip"}, "needs spike_factor"),
         ({"compile": True, "recompute_blocks": True}, "do not go together"),
-        ({"compile": "yes"}, "compile is one of False, True, got 'yes'"),
+        ({"compile": "yes"}, "compile is true or false, got 'yes'"),
     ],
 )
 def test_bad_choices_are_refused(change: dict[str, Any], text: str) -> None:

@@ -128,6 +128,9 @@ def test_constant_and_plateau():
         ({"checkpoint_every_seconds": 0.0}, "checkpoint_every_seconds"),
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed must be at most"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"tensorboard": 1}, "tensorboard is true or false, got 1"),
     ],
 )
 def test_config_says_what_is_wrong(change, text):
@@ -832,6 +835,7 @@ def processes(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bits(processes):
     kills = json.loads((processes / "kills.json").read_text())
     assert kills["at_file_operation"] >= 5 and kills["at_any_time"] >= 3
@@ -856,6 +860,7 @@ def rank_reports(folder, count):
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
 
 
+@pytest.mark.slow
 def test_layouts_trace_the_same_curve(processes, tmp_path):
     end = layout(tmp_path / "layout", 0)
     losses, norms = (log_lines(tmp_path / "layout", key) for key in ("loss", "grad_norm"))
@@ -872,6 +877,7 @@ def test_layouts_trace_the_same_curve(processes, tmp_path):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, count", [("two", 2), ("four", 4)])
 def test_ranks_resume_to_the_same_bits(processes, name, count):
     for report in rank_reports(processes / name, count):
@@ -879,6 +885,7 @@ def test_ranks_resume_to_the_same_bits(processes, name, count):
     assert log_lines(processes / name / "resumed", "loss") == log_lines(processes / name / "layout", "loss")
 
 
+@pytest.mark.slow
 def test_a_parameter_that_one_rank_uses_is_trained_on_all(processes):
     ours = rank_reports(processes / "two", 2)
     states = [report["partly_used"]["state"] for report in ours]
@@ -890,6 +897,7 @@ def test_a_parameter_that_one_rank_uses_is_trained_on_all(processes):
     assert all(not torch.equal(torch.tensor(v), start[name]) for name, v in states[0].items())
 
 
+@pytest.mark.slow
 def test_all_ranks_refuse_together(processes):
     for report in rank_reports(processes / "two", 2):
         assert "2 of 7 trained parameters are not part of the loss: rarely_used.weight" in report["unused"]

@@ -218,7 +218,7 @@ class CropBatches:
             longest = int(corpus.num_samples.max(initial=0)) / corpus.sample_rate_hz
             raise ValueError(
                 f"no recording of corpus '{corpus.name}' is as long as a crop of {crop_seconds:g} s; the longest of "
-                f"{len(corpus.recordings)} has {longest:.2f} s. Take shorter crops, or short='repeat'."
+                f"{len(corpus.recordings)} has {longest:.2f} s. Take shorter crops."
             )
 
     def micro_batch(self, step: int, index: int) -> PretrainBatch:

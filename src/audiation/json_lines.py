@@ -60,6 +60,11 @@ def append_line(path: Path, values: Mapping[str, Any], after_byte: int) -> None:
         os.fsync(stream.fileno())
 
 
+def is_number(value: object) -> bool:
+    """Of JSON, where true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _parsed(path: Path, number: int, raw: bytes, counted_by: str) -> dict[str, Any]:
     try:
         values = json.loads(raw)

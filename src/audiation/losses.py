@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Loss:
-    """sum: scalar with gradient; count: how many terms it sums; parts: named means of these terms, for the log, as
-    numbers or scalar tensors (for which the host does not wait)."""
+    """sum: scalar with gradient; count: how many terms it sums; parts: named means of these terms for the log, as
+    numbers or scalar tensors (for which the host does not wait), or as a `(2,)` tensor of a sum and its own count."""
 
     sum: Tensor
     count: Tensor

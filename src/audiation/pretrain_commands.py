@@ -36,14 +36,14 @@ def run(
         train: steps, sizes and rates, like steps=10000,batch_size=32,micro_batch_size=8,learning_rate=1e-3.
         weights: random; official, to go on from the official ones; or a file or folder of weights.
         method: finetune trains the whole backbone; lora:rank=8 and its like train what they add.
-        again: repeat the run of this pretraining.json (then give no other choices of the run).
+        again: repeat the run of this pretraining.json on the same corpus (then give no other choices of the run).
         device: torch device.
         probe: task of the benchmark that is probed while training, like scores-key; default: none.
         probe_every_steps: how often.
         data_root: of the probe's data, as for `audiation evaluate`.
         metadata_root: of the probe's data.
     """
-    from audiation.pretrain_console import given_run, pretrain_with_progress
+    from audiation.pretrain_console import check_same_corpus, given_run, pretrain_with_progress
 
     if corpus is None or out is None:
         raise ValueError(
@@ -59,6 +59,8 @@ def run(
     elif backbone is None:
         raise ValueError("name a --backbone, or repeat a run with --again OUT/pretraining.json")
     chosen = given_run(again, backbone or "", objective, crop_seconds, train, weights, method)
+    if again is not None:
+        check_same_corpus(again, corpus)
     pretrain_with_progress(
         chosen, corpus, out, device=device, probe=probe, probe_every_steps=probe_every_steps, data_root=data_root,
         metadata_root=metadata_root,

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from audiation.choices import parse_choices
 from audiation.console import new_progress
+from audiation.corpus import Corpus
 from audiation.distributed import process_group, this_rank
 from audiation.pretrain_run import PretrainRun
 from audiation.pretraining import RECORD, PretrainReport, pretrain
@@ -49,6 +50,23 @@ def given_run(
         None if weights == "official" else weights,
         method,
     )
+
+
+def check_same_corpus(again: Path, corpus: str) -> None:
+    """ValueError where a corpus is not the one that the run of this record heard: it could not be repeated."""
+    try:
+        heard = dict(json.loads(again.read_text(encoding="utf-8"))["corpus"])
+        name, held = str(heard["name"]), str(heard["hash"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{again} does not say which corpus its run heard ({type(error).__name__}: {error}). Give the {RECORD} of "
+            "a run."
+        ) from error
+    if (given := Corpus(corpus)).hash != held:
+        raise ValueError(
+            f"the run of {again} heard corpus '{name}' with the hash {held}, and {corpus} is '{given.name}' with the "
+            f"hash {given.hash}. Give that corpus, or name the choices of the run instead of --again."
+        )
 
 
 def pretrain_with_progress(

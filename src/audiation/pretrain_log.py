@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from audiation.json_lines import DamagedLinesError, JsonLine, read_lines
+from audiation.json_lines import DamagedLinesError, JsonLine, is_number, read_lines
 from audiation.pretrain_throughput import Machine, machine_at, read_machines
 
 LOG, PROBES = "log.jsonl", "probe.jsonl"
 AUDIO_PER_SECOND, FLOP_SHARE = "audio_per_second", "flop_share"
 PROBE = "probe/"  # begins names of curves of probes: "probe/gtzan_genre accuracy"
 OF_EVERY_STEP = ("loss", "learning_rate", "grad_norm", "seconds", "score")  # not parts of the loss
+NUMBERS, PARTS = (*OF_EVERY_STEP, "loss_scale"), "parts"
 
 # What is shown first, in this order, and what it is called for people.
 TITLES = {
@@ -128,7 +129,7 @@ def read_log(run_dir: str | Path) -> RunCurves:
         )
     logged, probed = _Collected(), _Collected()
     for line in read_lines(directory / LOG, "step"):
-        logged.add(line.values["step"], _entries(line))
+        logged.add(line.values["step"], _entries(directory / LOG, line))
     for line in read_lines(directory / PROBES, "step"):
         probed.add(line.values["step"], _probe_entries(directory / PROBES, line))
     curves, machines, described = logged.curves(), read_machines(directory), _description(directory)
@@ -231,8 +232,9 @@ class _Collected:
         }
 
 
-def _entries(line: JsonLine) -> dict[str, float | str]:
+def _entries(path: Path, line: JsonLine) -> dict[str, float | str]:
     """Name -> number, or the text of what is none. What is absent (false, null) is not there."""
+    _check_types(path, line)
     found: dict[str, float | str] = {}
     for name, value in line.values.items():
         if name == "step":
@@ -241,15 +243,31 @@ def _entries(line: JsonLine) -> dict[str, float | str]:
             if one is None or one is False:
                 continue
             key = _key(name, part)
-            is_number = isinstance(one, int | float) and one is not True
-            found[key] = float(one) if is_number else one if isinstance(one, str) else json.dumps(one)
+            found[key] = float(one) if is_number(one) else one if isinstance(one, str) else json.dumps(one)
     return found
+
+
+def _check_types(path: Path, line: JsonLine) -> None:
+    """Of what `fit` writes; what somebody has added may be anything."""
+    numbers = {name: line.values[name] for name in NUMBERS if name in line.values}
+    parts = line.values.get(PARTS, {})
+    numbers |= (
+        {f"{PARTS}/{name}": value for name, value in parts.items()}
+        if isinstance(parts, dict)
+        else {PARTS: "?"}
+    )
+    if bad := [name for name, value in numbers.items() if value is not None and not is_number(value)]:
+        wanted = "an object of numbers" if bad[0] == PARTS else "a number"
+        raise DamagedLinesError(
+            f"{path}, line {line.number}: {bad[0]} must be {wanted}. Take the file from a copy, or delete the line to "
+            "go without it."
+        )
 
 
 def _key(name: str, part: str) -> str:
     if not part:
         return name
-    return part if name == "parts" and part not in OF_EVERY_STEP else f"{name}/{part}"
+    return part if name == PARTS and part not in OF_EVERY_STEP else f"{name}/{part}"
 
 
 def _probe_entries(path: Path, line: JsonLine) -> dict[str, float | str]:
@@ -257,6 +275,11 @@ def _probe_entries(path: Path, line: JsonLine) -> dict[str, float | str]:
     if not isinstance(task, str) or not isinstance(scores, dict):
         raise DamagedLinesError(
             f"{path}, line {line.number}, has no task and scores of a probe. Delete the line."
+        )
+    if bad := [metric for metric, score in scores.items() if not is_number(score)]:
+        raise DamagedLinesError(
+            f"{path}, line {line.number}: the score '{bad[0]}' must be a number, got {scores[bad[0]]!r}. Delete the "
+            "line."
         )
     return {f"{PROBE}{task} {metric}": float(score) for metric, score in scores.items()}
 
@@ -291,7 +314,7 @@ class _Description:
     def audio_seconds_per_step(self) -> float | None:
         try:
             return float(self.identity["crop_seconds"]) * self.config["batch_size"]
-        except (KeyError, ValueError):
+        except (KeyError, ValueError):  # somebody's own training has none
             return None
 
 
@@ -307,6 +330,8 @@ def _description(directory: Path) -> _Description:
         described = json.loads(path.read_text(encoding="utf-8"))
         config, identity = dict(described["config"]), dict(described["identity"])
         choices = dict(json.loads(identity.pop("run", "{}")))
+        if not all(type(config.get(name, 1)) is int for name in ("steps", "batch_size")):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path} is damaged. Take it from a copy; without the file the log alone is read."

@@ -41,8 +41,8 @@ class PretrainRun:
     method: str = "finetune"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.crop_seconds < math.inf:
-            raise ValueError(f"crop_seconds must be a positive number, got {self.crop_seconds}")
+        if not isinstance(self.crop_seconds, int | float) or not 0.0 < self.crop_seconds < math.inf:
+            raise ValueError(f"crop_seconds must be a positive number, got {self.crop_seconds!r}")
         if self.weights == "random" and self.method != "finetune":
             raise ValueError(
                 f"method '{self.method}' adapts weights that are there, and the weights are random. Name some, or "

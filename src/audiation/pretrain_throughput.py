@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from audiation.backbones import Backbone
-from audiation.json_lines import DamagedLinesError, append_line, read_lines
+from audiation.json_lines import DamagedLinesError, append_line, is_number, read_lines
 from audiation.model_cost import count_gflop
 from audiation.provenance import current_hardware
 
@@ -101,7 +102,8 @@ def note_machine(
     device: str = "cpu",
     num_processes: int = 1,
 ) -> Machine:
-    """Note in the folder of a run what it is about to go on with; by one process, before its first step.
+    """Note in the folder of a run what it is about to go on with; by one process, before its first step, and not before
+    the folder is known to be this run's.
 
     The rate of a machine whose peak nobody publishes is measured, in about a second, once for a run and machine. Where
     a run is put back to its last checkpoint, the steps between are counted for the machine that had done them first.
@@ -147,13 +149,12 @@ def read_machines(run_dir: Path) -> list[Machine]:
     """What the run has computed on, in order; empty where nobody has noted it. DamagedLinesError as `note_machine`."""
     machines = []
     for line in read_lines(run_dir / MACHINES, "from_step"):
-        try:
-            machines.append(Machine(**line.values))
-        except TypeError:
+        if not _is_machine(line.values):
             raise DamagedLinesError(
-                f"{run_dir / MACHINES}, line {line.number}, has other fields than a machine. Delete the file: "
-                "nothing but throughput depends on it."
-            ) from None
+                f"{run_dir / MACHINES}, line {line.number}, has other fields than a machine, or values of another "
+                "type. Delete the file: nothing but throughput depends on it."
+            )
+        machines.append(Machine(**line.values))
     return machines
 
 
@@ -197,6 +198,22 @@ def _product_seconds(a: Tensor) -> float:
     if a.device.type == "cuda":
         torch.cuda.synchronize(a.device)
     return time.perf_counter() - started
+
+
+def _is_machine(values: Mapping[str, Any]) -> bool:
+    """Whether these are its fields, numbers and text in their places."""
+    if values.keys() != {field.name for field in dataclasses.fields(Machine)}:
+        return False
+    for name, value in values.items():
+        if name in ("device", "precision", "peak_source"):
+            fits = isinstance(value, str)
+        elif value is None:
+            fits = name == "gflop_per_second"
+        else:
+            fits = is_number(value)
+        if not fits:
+            return False
+    return True
 
 
 def _same_peak(a: Machine, b: Machine) -> bool:

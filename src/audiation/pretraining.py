@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,11 @@ from audiation.backbones.hubert_layout import HubertBackbone, official_names
 from audiation.backbones.hubert_names import MASK_VECTOR
 from audiation.backbones.musicfm import MusicFM
 from audiation.backbones.musicfm_checkpoint import official_tensors
+from audiation.backbones.transformer import TransformerBlock
 from audiation.cache import whole_file, write_text
 from audiation.corpus import Corpus, CropBatches
 from audiation.distributed import this_rank
+from audiation.folder_lock import locked
 from audiation.loading import load_backbone, published_checkpoint
 from audiation.methods import inject, merge
 from audiation.objectives import Objective, PretrainBatch, parse_objective
@@ -44,8 +47,8 @@ from audiation.pretrain_run import PretrainRun
 from audiation.pretrain_throughput import note_machine
 from audiation.probe_hook import ProbeHook
 from audiation.provenance import current_hardware
-from audiation.teachers.targets import TEACHER_FILE
 from audiation.training import Loss, TrainingProgress, fit
+from audiation.training_checkpoints import has_checkpoint
 from audiation.weights import OWN_MARK, tensors_hash
 
 PREPARE_CROPS = 256  # that an objective may be fitted to before the first step
@@ -55,12 +58,13 @@ BACKBONE, OBJECTIVE, RECORD = "backbone", "objective.safetensors", "pretraining.
 class Pretraining(nn.Module):
     """A backbone and the objective it is trained with.
 
-    What requires gradients is trained; a teacher inside the objective does not.
+    What requires gradients is trained; a teacher inside the objective does not. is_prepared: the objective goes on from
+    another run, so what it is fitted to is there (`Objective.prepare`).
     """
 
-    def __init__(self, backbone: Backbone, objective: Objective) -> None:
+    def __init__(self, backbone: Backbone, objective: Objective, is_prepared: bool = False) -> None:
         super().__init__()
-        self.backbone, self.objective = backbone, objective
+        self.backbone, self.objective, self.is_prepared = backbone, objective, is_prepared
 
     def forward(self, batch: PretrainBatch, generator: torch.Generator) -> Loss:
         return self.objective(self.backbone, batch, generator)
@@ -97,7 +101,8 @@ def pretrain(
 ) -> PretrainReport:
     """Train, and write the backbone. Can be killed at any moment and called again (`training.fit`).
 
-    Several processes: inside `with process_group(device) as device:`, as for `fit`.
+    Several processes: inside `with process_group(device) as device:`, as for `fit`. The first one holds the folder
+    (`folder_lock.locked`).
 
     Args:
         corpus_dir: what `audiation corpus build` made, at the rate of the backbone.
@@ -108,9 +113,10 @@ def pretrain(
     Raises:
         ValueError: a corpus of another name or rate, without crops long enough, or without the stored targets that the
             objective asks for; choices that do not go together.
+        FolderLockedError: another process trains in the folder.
         DivergedError, RunFolderError: as `fit`.
     """
-    run_dir, corpus = Path(run_dir), Corpus(corpus_dir)
+    run_dir, corpus, target = Path(run_dir), Corpus(corpus_dir), torch.device(device)
     model = assemble(run)
     check_corpus(run, model.backbone, corpus)
     if isinstance(model.objective, BestRqObjective):
@@ -120,27 +126,14 @@ def pretrain(
             raise ValueError(
                 f"crops of {run.crop_seconds:g} s hold no window of {least:g} s to be masked. Take longer crops."
             )
-    targets = parse_objective(run.objective).targets
     batches = CropBatches(
         corpus,
         run.crop_seconds,
         run.train.micro_batch_size or run.train.batch_size,
         run.train.num_micro_batches,
         run.train.seed,
-        targets=targets,
+        targets=parse_objective(run.objective).targets,
     )
-    model.objective.prepare(model.backbone, _crops(batches))
-    target = torch.device(device)
-    if this_rank().is_first:
-        note_machine(
-            run_dir,
-            model.backbone,
-            crop_seconds=run.crop_seconds,
-            batch_size=run.train.batch_size,
-            precision=run.train.precision,
-            device=str(target),
-            num_processes=this_rank().count,
-        )
     if probe is not None and run.train.parallel == "sharded" and this_rank().count > 1:
         raise ValueError(
             "a sharded run on several processes cannot be probed. Probe its backbone when it has ended."
@@ -163,27 +156,57 @@ def pretrain(
         if progress is not None:
             progress(standing)
 
+    with locked(run_dir, "pre-training") if this_rank().is_first else nullcontext():
+        return _train(model, run, batches, run_dir, target, after)
+
+
+def _train(
+    model: Pretraining,
+    run: PretrainRun,
+    batches: CropBatches,
+    run_dir: Path,
+    device: torch.device,
+    progress: Callable[[TrainingProgress], None],
+) -> PretrainReport:
+    """From the first step, or the last checkpoint, to the files of the backbone."""
+    corpus = batches.corpus
+    # The other ranks get what the first one has, and a checkpoint has it too.
+    if this_rank().is_first and not model.is_prepared and not has_checkpoint(run_dir):
+        model.objective.prepare(model.backbone, _crops(batches))
+
+    def note_beginning() -> None:
+        note_machine(
+            run_dir,
+            model.backbone,
+            crop_seconds=run.crop_seconds,
+            batch_size=run.train.batch_size,
+            precision=run.train.precision,
+            device=str(device),
+            num_processes=this_rank().count,
+        )
+
     report = fit(
         model,
         lambda module, batch, generator: module(batch.to(generator.device), generator),
         batches,
         run.train,
         run_dir,
-        device=target,
-        progress=after,
+        device=device,
+        progress=progress,
         identity={
             # `fit` compares the training choices itself, as far as they decide anything.
             "run": json.dumps({k: v for k, v in asdict(run).items() if k != "train"}, sort_keys=True),
             "corpus": f"{corpus.name}, {corpus.hours:.2f} h, {corpus.hash}",
             "weights": model.backbone.weights_hash,
-            "teachers": _teachers(corpus, targets),
+            "teachers": _teachers(corpus, parse_objective(run.objective).targets),
         },
+        begun=note_beginning,
     )
     hours = report.last_step * run.train.batch_size * run.crop_seconds / 3600
     steps, seconds = report.last_step, report.train_seconds
     ended = PretrainReport(run_dir, run_dir / BACKBONE, steps, hours, seconds, batches.num_left_out)
     if this_rank().is_first:
-        save_pretrained(model, run, run_dir)
+        weights_hash = save_pretrained(model, run, run_dir)
         record = {
             "run": json.loads(run.to_json()),
             "corpus": {"name": corpus.name, "hours": round(corpus.hours, 3), "hash": corpus.hash},
@@ -192,7 +215,7 @@ def pretrain(
             "audio_hours": round(hours, 3),
             "train_seconds": round(report.train_seconds, 1),
             "hardware": current_hardware(str(device)),
-            "weights_hash": tensors_hash(model.backbone.state_dict()),
+            "weights_hash": weights_hash,
         }
         write_text(run_dir / RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     return ended
@@ -213,12 +236,11 @@ def assemble(run: PretrainRun) -> Pretraining:
                 "best_rq:codes=checkpoint goes on with the codes of a checkpoint, and the weights are random"
             )
         objective.take_over(published_checkpoint(run.backbone, run.weights))
-    if run.weights != "random":
-        _go_on(objective, run)
+    is_prepared = run.weights != "random" and _go_on(objective, run)
     _published(backbone, objective, run)  # what could not be written in the end is refused now
     if run.method != "finetune":
         inject(backbone, run.method, generator)
-    return Pretraining(backbone, objective).train()
+    return Pretraining(backbone, objective, is_prepared).train()
 
 
 def check_corpus(run: PretrainRun, backbone: Backbone, corpus: Corpus) -> None:
@@ -236,8 +258,8 @@ def check_corpus(run: PretrainRun, backbone: Backbone, corpus: Corpus) -> None:
         )
 
 
-def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> None:
-    """Write backbone and objective into the folder of a run, each file as a whole.
+def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> str:
+    """Write backbone and objective into the folder of a run, each file as a whole; the hash of the backbone's weights.
 
     The backbone is merged where a method was put into it and can be folded.
     """
@@ -247,6 +269,7 @@ def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> No
     _save(tensors, directory / "model.safetensors")
     write_text(directory / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
     _save(model.objective.state_dict(), directory.parent / OBJECTIVE)
+    return tensors_hash(backbone.state_dict())
 
 
 def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
@@ -256,33 +279,46 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
                 f"'{run.backbone}' is an architecture, of which there are no official weights. Take weights='random', "
                 "or name a backbone."
             )
-        backbone = build_architecture(parse_architecture(run.backbone), generator)
-        backbone.weights_hash = tensors_hash(backbone.state_dict())
-        backbone.weights_source = f"random:seed={run.train.seed}"
-        return backbone
+        built = build_architecture(parse_architecture(run.backbone), generator)
+        built.weights_hash = tensors_hash(built.state_dict())
+        built.weights_source = f"random:seed={run.train.seed}"
+        return built
     if BACKBONES[run.backbone].from_published is None:
         raise ValueError(
             f"'{run.backbone}' is computed by a formula, so there is nothing to train. Take another backbone."
         )
     if run.weights == "random":
-        return load_backbone(run.backbone, "random", seed=run.train.seed)
-    return load_backbone(run.backbone, run.weights)
+        backbone = load_backbone(run.backbone, "random", seed=run.train.seed)
+    else:
+        backbone = load_backbone(run.backbone, run.weights)
+    if isinstance(backbone, HubertBackbone):
+        # As all of them were pre-trained (MERT spec, section 3.6); published configs have 0.1, for fine-tuning.
+        for block in backbone.encoder.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.activation_dropout.p = 0.0
+    return backbone
 
 
-def _go_on(objective: Objective, run: PretrainRun) -> None:
+def _go_on(objective: Objective, run: PretrainRun) -> bool:
     """Heads, codebooks, mask vector and teacher of the run that the weights are from, where they are beside them and of
-    the same form; of official weights the mask vector, where they have one. All else starts fresh."""
+    the same form: true. Else the mask vector alone, from there or from official weights, where they have one that fits;
+    all else starts fresh: false."""
     kept = None if run.weights is None else Path(run.weights).expanduser()
+    mask = getattr(objective, "mask_vector", None)
+    held: Tensor | None = None
     if kept is not None and kept.is_dir() and (kept.parent / OBJECTIVE).is_file():
         tensors, own = load_file(kept.parent / OBJECTIVE), objective.state_dict()
         if {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in own.items()}:
             objective.load_state_dict(tensors)
-            return
-    if isinstance(mask := getattr(objective, "mask_vector", None), nn.Parameter):
-        tensors = dict(published_checkpoint(run.backbone, run.weights))
-        if (held := tensors.get(MASK_VECTOR)) is not None and held.shape == mask.shape:
+            return True
+        held = tensors.get("mask_vector")
+    if isinstance(mask, nn.Parameter):
+        if held is None:
+            held = dict(published_checkpoint(run.backbone, run.weights)).get(MASK_VECTOR)
+        if held is not None and held.shape == mask.shape:
             with torch.no_grad():
                 mask.copy_(held)
+    return False
 
 
 def _published(
@@ -315,10 +351,7 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _teachers(corpus: Corpus, names: Sequence[str]) -> str:
     """What the stored targets were computed with, as `audiation corpus targets` noted it."""
-    noted = {}
-    for name in names:
-        file = None if corpus.directory is None else corpus.directory / "targets" / name / TEACHER_FILE
-        noted[name] = file.read_text(encoding="utf-8") if file is not None and file.is_file() else "not noted"
+    noted = {name: corpus.open_targets(name).record or "not noted" for name in names}
     return json.dumps(noted, sort_keys=True)
 
 
@@ -329,6 +362,6 @@ def _crops(batches: CropBatches) -> Iterator[Tensor]:
         for index in range(batches.num_micro_batches):
             if given >= PREPARE_CROPS:
                 return
-            waveform = batches.micro_batch(step, index).waveform
+            waveform = batches.micro_batch(step, index).waveform[: PREPARE_CROPS - given]
             given += len(waveform)
             yield waveform

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,14 +11,19 @@ import torch
 
 from audiation.training_config import Engine, TrainConfig, check_count
 
+TRI_STAGE_START = (
+    0.01  # of the learning rate, where the warm-up of "tri-stage" begins (MERT spec, section 5.2)
+)
+
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
-    """How a backbone is pre-trained; `TrainConfig` has the rest. There is no validation: the last state is kept.
+    """How a backbone is pre-trained; `TrainConfig` has the rest. There is no validation: the last state is kept, and
+    what goes by validations is refused. So is whatever another choice would leave unused.
 
-    schedule: besides those of `TrainConfig`, "linear" falls from learning_rate to min_learning_rate over the steps
-        after the warm-up (MERT, HuBERT); "tri-stage" holds learning_rate after the warm-up and falls exponentially to
-        min_learning_rate over the last decay_fraction of the steps (data2vec).
+    schedule: "constant" or "cosine"; "linear" falls from learning_rate to min_learning_rate over the steps after the
+        warm-up (MERT, HuBERT); "tri-stage" warms up linearly from a hundredth of learning_rate, holds it, and falls
+        exponentially to min_learning_rate over the last decay_fraction of the steps (data2vec, as fairseq does it).
     betas, eps: of Adam.
     decoupled_weight_decay: AdamW's form, as in the recipes of MERT, HuBERT and data2vec.
     decay_fraction: of "tri-stage".
@@ -40,8 +46,8 @@ class PretrainConfig(TrainConfig):
         come by steps, not by seconds, and when they come belongs to the result.
     """
 
-    schedule: Literal["constant", "cosine", "plateau", "linear", "tri-stage"] = "constant"  # type: ignore[assignment]
-    keep: Literal["best", "last"] = "last"
+    schedule: Literal["constant", "cosine", "linear", "tri-stage"] = "constant"  # type: ignore[assignment]
+    keep: Literal["last"] = "last"  # type: ignore[assignment]
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     decoupled_weight_decay: bool = True
@@ -56,29 +62,61 @@ class PretrainConfig(TrainConfig):
     spike_window: int = 100
     spike_action: Literal["log", "skip", "rollback"] = "log"
 
-    schedules: ClassVar[tuple[str, ...]] = ("constant", "cosine", "plateau", "linear", "tri-stage")
+    schedules: ClassVar[tuple[str, ...]] = ("constant", "cosine", "linear", "tri-stage")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "bf16", "fp16")
 
     def __post_init__(self) -> None:
+        self._refuse_validation()
         super().__post_init__()
-        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"betas are two numbers from 0 to below 1, got {self.betas}")
+        if (
+            not isinstance(self.betas, tuple)
+            or len(self.betas) != 2
+            or not all(isinstance(beta, int | float) and 0.0 <= beta < 1.0 for beta in self.betas)
+        ):
+            raise ValueError(f"betas are two numbers from 0 to below 1, like (0.9, 0.98), got {self.betas!r}")
         if not 0.0 < self.eps < 1.0:
             raise ValueError(f"eps must be between 0 and 1, got {self.eps}")
         if not 0.0 < self.decay_fraction < 1.0:
             raise ValueError(f"decay_fraction must be between 0 and 1, got {self.decay_fraction}")
         if self.schedule == "tri-stage" and self.min_learning_rate == 0.0:
             raise ValueError("schedule='tri-stage' falls exponentially. Set min_learning_rate above 0.")
-
         self._check_engine()
+        self._refuse_unused()
+
+    def _refuse_validation(self) -> None:
+        for name in ("keep", "validate_every_steps", "patience"):
+            value = getattr(self, name)
+            if value != _default(name):
+                raise ValueError(
+                    f"pre-training has no validation, so {name}={value!r} cannot be. Leave {name} away; a probe shows "
+                    "how the backbone does meanwhile (--probe)."
+                )
+        if self.schedule == "plateau":  # type: ignore[comparison-overlap]
+            raise ValueError(
+                "pre-training has no validation that schedule='plateau' could go by. Use one of "
+                f"{', '.join(self.schedules)}."
+            )
+
+    def _refuse_unused(self) -> None:
+        """What is set, and would be left unread."""
+        needs = {
+            "plateau_factor": (False, "schedule='plateau', which pre-training does not have"),
+            "plateau_patience": (False, "schedule='plateau', which pre-training does not have"),
+            "min_learning_rate": (self.schedule != "constant", "a schedule that falls, like 'linear'"),
+            "decay_fraction": (self.schedule == "tri-stage", "schedule='tri-stage'"),
+            "loss_scale_window": (self.precision == "fp16", "precision='fp16'"),
+            "spike_window": (self.spike_factor is not None, "spike_factor, like 3.0"),
+        }
+        for name, (is_read, need) in needs.items():
+            value = getattr(self, name)
+            if not is_read and value != _default(name):
+                raise ValueError(f"{name}={value!r} needs {need}. Set that, or leave {name} away.")
 
     def _check_engine(self) -> None:
         allowed = {
             "parallel": ("replicated", "ddp", "sharded"),
             "gather_precision": ("fp32", "bf16"),
             "spike_action": ("log", "skip", "rollback"),
-            "recompute_blocks": (False, True),
-            "compile": (False, True),
         }
         for name, values in allowed.items():
             if getattr(self, name) not in values:
@@ -87,7 +125,8 @@ class PretrainConfig(TrainConfig):
                 )
         check_count("loss_scale_window", self.loss_scale_window, 1)
         check_count("spike_window", self.spike_window, 2)
-        if self.spike_factor is not None and not 1.0 < self.spike_factor < math.inf:
+        factor = self.spike_factor
+        if factor is not None and not (isinstance(factor, int | float) and 1.0 < factor < math.inf):
             raise ValueError(f"spike_factor must be a number above 1, got {self.spike_factor!r}")
         if self.spike_factor is None and self.spike_action != "log":
             raise ValueError(f"spike_action={self.spike_action!r} needs spike_factor, like 3.0")
@@ -123,13 +162,16 @@ class PretrainConfig(TrainConfig):
     def learning_rate_at(
         self, step: int, base_learning_rate: float | None = None, num_reductions: int = 0
     ) -> float:
-        if self.schedule not in ("linear", "tri-stage") or step < self.warmup_steps:
+        is_rising = step < self.warmup_steps
+        if self.schedule not in ("linear", "tri-stage") or (is_rising and self.schedule == "linear"):
             return super().learning_rate_at(step, base_learning_rate, num_reductions)
         base = self.learning_rate if base_learning_rate is None else base_learning_rate
         floor = self.min_learning_rate * (base / self.learning_rate)
         if self.schedule == "linear":
             fraction = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
             return base + (floor - base) * min(1.0, fraction)
+        if is_rising:
+            return base * (TRI_STAGE_START + (1.0 - TRI_STAGE_START) * step / self.warmup_steps)
         decay_steps = max(1, round(self.decay_fraction * self.steps))
         fraction = min(1.0, max(0.0, (step - (self.steps - decay_steps)) / decay_steps))
         return base * (floor / base) ** fraction
@@ -137,3 +179,7 @@ class PretrainConfig(TrainConfig):
     def make_adam(self, groups: list[dict[str, object]]) -> torch.optim.Adam:
         kind = torch.optim.AdamW if self.decoupled_weight_decay else torch.optim.Adam
         return kind(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True)  # type: ignore[arg-type]
+
+
+def _default(name: str) -> object:
+    return next(field.default for field in dataclasses.fields(PretrainConfig) if field.name == name)

@@ -119,6 +119,7 @@ def fit(
     device: str | torch.device = "cpu",
     progress: Callable[[TrainingProgress], None] | None = None,
     identity: Mapping[str, str] | None = None,
+    begun: Callable[[], object] | None = None,
 ) -> FitReport:
     """Train what requires gradients in `module`, which ends in the state that `config.keep` names.
 
@@ -142,6 +143,7 @@ def fit(
             and after the last step. It may switch modes, which are put back.
         progress: called after every step.
         identity: what else makes the run what it is: hashes of weights and data, the method.
+        begun: called on rank 0 when it is clear that `run_dir` is this run's, before anything is computed.
 
     Raises:
         DivergedError: the loss or its gradient is not finite. Nothing of that state is written.
@@ -155,11 +157,13 @@ def fit(
     _trained_parameters(module)
     with ExitStack() as stack:
         stack.enter_context(closing(BlockChoices(module, config.engine)))
-        layout = make_layout(module, step, device, config.engine)
-        optimiser_step = OptimiserStep(layout, config, device, _trained_parameters(module))
         folder = RunFolder(Path(run_dir))
         if this_rank().is_first:
             folder.open(_description(module, config, identity or {}), config.free_to_change)
+            if begun is not None:
+                begun()
+        layout = make_layout(module, step, device, config.engine)
+        optimiser_step = OptimiserStep(layout, config, device, _trained_parameters(module))
         return _Loop(optimiser_step, batches, folder, validate, progress).run_and_close()
 
 

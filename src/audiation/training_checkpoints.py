@@ -128,6 +128,12 @@ class Checkpoints:
         return _named(trainable_tensors(self.module), self.step.tensors())
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether a run in this folder goes on from one."""
+    folder = RunFolder(run_dir)
+    return folder.checkpoint.exists() or newest_shards(folder.shards) is not None
+
+
 def _named(state: Mapping[str, Tensor], optimiser: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     named = {f"{STATE}/{name}": tensor for name, tensor in state.items()}
     for name, tensors in optimiser.items():

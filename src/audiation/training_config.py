@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+
+MAX_SEED = 2**63 - 1  # what every generator of torch takes
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("steps", "batch_size", "plateau_patience", "checkpoint_every_steps"):
             check_count(name, getattr(self, name), 1)
         for name in ("micro_batch_size", "validate_every_steps", "patience"):
@@ -91,6 +95,8 @@ class TrainConfig:
                 check_count(name, getattr(self, name), 1)
         for name in ("warmup_steps", "seed"):
             check_count(name, getattr(self, name), 0)
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most 2^63 - 1 = {MAX_SEED}, got {self.seed}")
         for name in ("learning_rate", "checkpoint_every_seconds"):
             _check_positive(name, getattr(self, name))
         for prefix, rate in self.group_learning_rates:
@@ -190,6 +196,30 @@ class TrainConfig:
 def check_count(name: str, value: object, least: int) -> None:
     if type(value) is not int or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Values may come from a JSON file or a person's hands, and comparing text with numbers would say nothing."""
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), field.default
+        if isinstance(default, bool) and type(value) is not bool:
+            raise ValueError(f"{field.name} is true or false, got {value!r}")
+        if isinstance(default, float) and field.name != "clip_norm" and not _is_number(value):
+            raise ValueError(f"{field.name} must be a number, got {value!r}")
+    if config.clip_norm is not None and not _is_number(config.clip_norm):
+        raise ValueError(f"clip_norm must be a number, or None for no clipping, got {config.clip_norm!r}")
+    rates = config.group_learning_rates
+    if not isinstance(rates, tuple) or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and _is_number(pair[1])
+        for pair in rates
+    ):
+        raise ValueError(
+            f"group_learning_rates are pairs of a prefix and a number, like (('head', 1e-3),), got {rates!r}"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_positive(name: str, value: float) -> None:

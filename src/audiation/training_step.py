@@ -198,7 +198,8 @@ class OptimiserStep:
             torch._foreach_mul_(gradients, (1.0 / totals[1] / scale).to(gradients[0].dtype))
         norm = self.layout.norm(gradients).to(totals)
         loss_sum, count, *rest, grad_norm = torch.cat([totals, norm.reshape(1)]).tolist()
-        part_sums, having = rest[: len(parts)], rest[len(parts) :]
+        num = len(parts)
+        part_sums, part_weights, having = rest[:num], rest[num : 2 * num], rest[2 * num :]
         if not count > 0:
             raise ValueError(f"the loss of step {step + 1} has no terms (count {count:g}){_of_all(losses)}")
         without = [name for name, ranks in zip(self.trained, having, strict=True) if ranks == 0]
@@ -209,7 +210,10 @@ class OptimiserStep:
             )
         for name in without:  # zero where another rank might have had one
             self.trained[name].grad = None
-        means = {name: total / count for name, total in zip(parts, part_sums, strict=True)}
+        means = {
+            name: total / weight if weight else 0.0
+            for name, total, weight in zip(parts, part_sums, part_weights, strict=True)
+        }
         return StepTotals(loss_sum / count, grad_norm, means)
 
     def _judged(self, totals: StepTotals, losses: list[_MicroBatchLoss]) -> StepTotals:
@@ -296,10 +300,14 @@ class _MicroBatchLoss:
     place: Place
 
     def row(self, parts: tuple[str, ...], device: torch.device) -> Tensor:
-        """`(2 + parts,)` float64 that can be added: sum, count, and the parts times the count."""
+        """`(2 + 2 * parts,)` float64 that can be added: sum and count, then the sums of the parts, then how many terms
+        each has. A part that is a scalar is a mean over the terms of the loss; one of shape `(2,)` is a share and has
+        both itself."""
         count = self.count.to(device, torch.float64)
-        weighted = [count * torch.as_tensor(self.parts[name]).to(count) for name in parts]
-        return torch.stack([self.sum.to(device, torch.float64), count, *weighted])
+        values = [torch.as_tensor(self.parts[name]).to(count) for name in parts]
+        sums = [value[0] if value.ndim else count * value for value in values]
+        weights = [value[1] if value.ndim else count for value in values]
+        return torch.stack([self.sum.to(device, torch.float64), count, *sums, *weights])
 
 
 def of_files(names: tuple[str, ...]) -> str:

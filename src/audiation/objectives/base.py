@@ -53,8 +53,9 @@ class Objective(nn.Module):
         """Fit what is fitted to the corpus before the first step, like a quantiser; crops are `(B, S)`."""
 
     def forward(self, backbone: Backbone, batch: PretrainBatch, generator: torch.Generator) -> Loss:
-        """Loss of a micro-batch: a sum over its masked frames (count), and means over these for the log (parts), of the
-        same names for every micro-batch. Where nothing is masked, sum and count are 0, and so are the parts.
+        """Loss of a micro-batch: a sum over its masked frames (count), and means over these for the log (parts), or
+        shares of something else (`share_of`), of the same names for every micro-batch. Where nothing is masked, sum and
+        count are 0, and so are the means.
 
         generator: of masks and noise, on the device of the batch.
 
@@ -137,6 +138,12 @@ def fresh_linear(num_inputs: int, num_outputs: int, generator: torch.Generator) 
         for parameter in linear.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return linear
+
+
+def share_of(chosen: Tensor) -> Tensor:
+    """`(...)` bool -> `(2,)`: how many are true, and how many there are. As a part of a loss it is averaged over micro-
+    batches by the latter: means over masked frames would count those with many masked frames more."""
+    return torch.stack([chosen.sum(), chosen.new_tensor(chosen.numel(), dtype=torch.int64)]).float()
 
 
 def code_statistics(tokens: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audiation.backbones import Backbone
 from audiation.backbones.base import SpectrumStem
+from audiation.backbones.musicfm import MSD
 from audiation.features import LogMel
 from audiation.objectives.base import (
     OBJECTIVES,
@@ -25,17 +26,16 @@ from audiation.objectives.base import (
     code_statistics,
     encode,
     fresh_linear,
+    share_of,
 )
 from audiation.objectives.mel_rvq import MelRvq
-from audiation.objectives.quantisers import SEED, RandomProjectionQuantiser
+from audiation.objectives.quantisers import MOST_CODEBOOKS, MOST_CODES, SEED, RandomProjectionQuantiser
 from audiation.training import Loss
 
 FFT_SAMPLES, NUM_MEL_BANDS = 2048, 128
-MOST_CODES, MOST_CODEBOOKS = 65_536, 64
+MOST_DIMS = 4096
+LARGEST_SEED = 2**32 - 1 - MOST_CODEBOOKS  # k-means takes 32 bits
 LEAST_STD = 1e-3  # of a band that never changes
-# Mean and deviation in dB for spectra of backbones that have no corpus statistics of their own: those of the Million
-# Song Dataset that MusicFM was published with (spec (a)).
-MEAN_DB, STD_DB = 6.768444971712967, 18.417922652295623
 QUANTISERS: dict[str, type[RandomProjectionQuantiser] | type[MelRvq]] = {
     "random-projection": RandomProjectionQuantiser,
     "mel-rvq": MelRvq,
@@ -91,6 +91,11 @@ class BestRq:
             raise ValueError(
                 f"best_rq: codebook_size is from 2 to {MOST_CODES:,} and num_codebooks from 1 to {MOST_CODEBOOKS}, got "
                 f"{self.codebook_size:,} and {self.num_codebooks:,}"
+            )
+        if not 1 <= self.codebook_dim <= MOST_DIMS or not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(
+                f"best_rq: codebook_dim is from 1 to {MOST_DIMS:,} and seed from 0 to {LARGEST_SEED:,}, got "
+                f"{self.codebook_dim:,} and {self.seed:,}"
             )
         if self.standardise not in ("corpus", "bands"):
             raise ValueError(f"best_rq: standardise is 'corpus' or 'bands', got {self.standardise!r}")
@@ -224,7 +229,8 @@ class BestRqObjective(Objective):
             if self.mel is None:
                 assert isinstance(backbone.stem, SpectrumStem)
                 return backbone.stem.features(waveform)
-            return (self.mel(waveform) - MEAN_DB) / STD_DB
+            # A backbone on waveforms has no statistics of its own: those that MusicFM was published with (spec (a)).
+            return (self.mel(waveform) - MSD.mean_db) / MSD.std_db
 
     def tokens(self, spectrum_BMT: Tensor) -> Tensor:
         """`(Q, B, T)` int64: code of every frame that is whole."""
@@ -280,7 +286,7 @@ class BestRqObjective(Objective):
                 "target_perplexity": perplexity,
                 "targets_used": used,
                 "prediction_perplexity": guessed,
-                "masked_fraction": masked.frames.float().mean(),
+                "masked_fraction": share_of(masked.frames),
             }
         return Loss(total, count, parts)
 

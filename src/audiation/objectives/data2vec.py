@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from audiation.backbones import Backbone
 from audiation.backbones.encoder import Block, Encoder
 from audiation.distributed import sum_over_ranks
-from audiation.objectives.base import OBJECTIVES, Objective, PretrainBatch, encode, fresh_linear
+from audiation.objectives.base import OBJECTIVES, Objective, PretrainBatch, encode, fresh_linear, share_of
 from audiation.objectives.masking import span_mask
 from audiation.training import Loss
 
@@ -177,7 +177,7 @@ class Data2VecObjective(Objective):
                 "target_std": target_std,
                 "prediction_std": prediction_std,
                 "ema_decay": self.decay.clone(),
-                "masked_fraction": masked_BT.float().mean(),
+                "masked_fraction": share_of(masked_BT),
             }
         return Loss(total / math.sqrt(backbone.dim), count, parts)
 

@@ -14,6 +14,7 @@ import torch
 from audiation.backbones import Backbone
 from audiation.objectives.base import OBJECTIVES, PretrainBatch
 from audiation.objectives.masked_codes import CodeStream, MaskedCodes, MaskedCodesObjective
+from audiation.objectives.quantisers import MOST_CODES
 from audiation.training import Loss
 
 MFCC_RATE_HZ = 100.0
@@ -40,9 +41,10 @@ class Hubert(MaskedCodes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_codes < 1:
+        if not 1 <= self.num_codes <= MOST_CODES:
             raise ValueError(
-                f"hubert: the name of the teacher must end with its clusters, like 'mfcc39-km500', got {self.teacher!r}"
+                f"hubert: the name of the teacher must end with its clusters, from 1 to {MOST_CODES:,}, like "
+                f"'mfcc39-km500', got {self.teacher!r}"
             )
         if self.label_rate_hz is not None and not self.label_rate_hz > 0.0:
             raise ValueError(f"hubert: label_rate_hz must be positive, got {self.label_rate_hz}")

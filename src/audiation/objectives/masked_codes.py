@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from audiation.backbones import Backbone
 from audiation.backbones.hubert_stem import Stem
-from audiation.objectives.base import Objective, PretrainBatch, code_statistics, encode, fresh_linear
+from audiation.objectives.base import (
+    Objective,
+    PretrainBatch,
+    code_statistics,
+    encode,
+    fresh_linear,
+    share_of,
+)
 from audiation.objectives.masking import span_mask
 from audiation.training import Loss
 
@@ -273,15 +280,14 @@ class MaskedCodesObjective(Objective):
         return CodeLoss(total, {name: value.detach() for name, value in parts.items()})
 
     def finish(self, total: Tensor, heard: Heard, masked_BT: Tensor, parts: dict[str, Tensor]) -> Loss:
-        """With the penalty on top, which counts once per masked frame; the numbers for the log are 0 where there is
-        none."""
+        """With the penalty on top, which counts once per masked frame; means for the log are 0 where there is none."""
         count = masked_BT.sum()
         total = total + self.settings.feature_penalty * heard.penalty * count
         with torch.no_grad():
-            parts = parts | {"masked_fraction": masked_BT.float().mean()}
+            parts = parts | {"masked_fraction": share_of(masked_BT)}
             if self.settings.feature_penalty:
                 parts["feature_penalty"] = heard.penalty.detach()
-            parts = {name: value * (count > 0) for name, value in parts.items()}
+            parts = {name: value if value.ndim else value * (count > 0) for name, value in parts.items()}
         return Loss(total, count, parts)
 
     def _labels(self, stream: CodeStream, batch: PretrainBatch) -> Tensor:

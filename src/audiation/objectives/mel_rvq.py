@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from audiation.objectives.quantisers import CODEBOOK_DIM, LOOKUP_ROWS, SEED
+from audiation.objectives.quantisers import CODEBOOK_DIM, LOOKUP_ROWS, SEED, check_sizes
 
 FIT_ROWS = 10_000  # frames that k-means moves its centres by at once
 FIT_ROUNDS = 100  # over all frames at most; it stops where nothing improves
@@ -47,10 +47,11 @@ class MelRvq(nn.Module):
         seed: int = SEED,
     ) -> None:
         super().__init__()
-        if min(num_features, num_codes, num_codebooks, dim) < 1 or dim > num_features:
+        check_sizes(num_features, num_codes, num_codebooks, dim)
+        if dim > num_features:
             raise ValueError(
-                "a residual quantiser needs features, codes, codebooks and a width of at most the features, got "
-                f"{num_features}, {num_codes}, {num_codebooks} and {dim}"
+                f"a Mel-RVQ has at most as many numbers per code as features, {num_features}, got {dim}. Take "
+                "a smaller codebook_dim."
             )
         self.seed = seed
         self.register_buffer("mean", torch.zeros(num_features))

@@ -8,6 +8,7 @@ Shape letters: `B` batch, `S` samples, `T` frames, `K` masked frames, `Q` stream
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from audiation.backbones import Backbone
-from audiation.objectives.base import OBJECTIVES, PretrainBatch, fresh_linear
+from audiation.objectives.base import OBJECTIVES, PretrainBatch, fresh_linear, share_of
 from audiation.objectives.cqt_target import BINS_PER_OCTAVE, NUM_BINS, CqtTarget
 from audiation.objectives.masked_codes import CodeStream, MaskedCodes, MaskedCodesObjective
 from audiation.objectives.mixup import draw_mixup, mix
+from audiation.objectives.quantisers import MOST_CODEBOOKS, MOST_CODES
 from audiation.training import Loss
 
 ENCODEC_RATE_HZ = 75.0
@@ -70,9 +72,11 @@ class Mert(MaskedCodes):
         super().__post_init__()
         if self.teacher not in ("encodec", "kmeans"):
             raise ValueError(f"mert: teacher is 'encodec' or 'kmeans', got {self.teacher!r}")
-        sizes = (self.num_codebooks, self.codebook_size, self.logmel_clusters, self.chroma_clusters)
-        if min(sizes) < 1:
-            raise ValueError(f"mert: numbers of codebooks, codes and clusters must be positive, got {sizes}")
+        most = {"codebook_size": MOST_CODES, "logmel_clusters": MOST_CODES, "chroma_clusters": MOST_CODES}
+        for name, limit in (most | {"num_codebooks": MOST_CODEBOOKS}).items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise ValueError(f"mert: {name} is from 1 to {limit:,}, got {getattr(self, name):,}")
+        self._refuse_unused()
         numbers = [str(i) for i in range(len(self._all_streams()))]
         if self.codebooks not in (*WHICH, *numbers):
             raise ValueError(
@@ -80,8 +84,8 @@ class Mert(MaskedCodes):
             )
         if self.label_rate_hz is not None and not self.label_rate_hz > 0.0:
             raise ValueError(f"mert: label_rate_hz must be positive, got {self.label_rate_hz}")
-        if not self.cqt_weight >= 0.0:
-            raise ValueError(f"mert: cqt_weight may not be negative, got {self.cqt_weight}")
+        if not 0.0 <= self.cqt_weight < math.inf:
+            raise ValueError(f"mert: cqt_weight must be 0 or a positive number, got {self.cqt_weight}")
         if not 0.0 <= self.mixup_probability <= 1.0:
             raise ValueError(f"mert: mixup_probability must be from 0 to 1, got {self.mixup_probability}")
         if not 0.0 < self.mixup_min_seconds <= self.mixup_max_seconds:
@@ -103,6 +107,23 @@ class Mert(MaskedCodes):
     def build(self, backbone: Backbone, generator: torch.Generator | None = None) -> MertObjective:
         return MertObjective(backbone, self, generator or torch.Generator().manual_seed(0))
 
+    def _refuse_unused(self) -> None:
+        """What is set, and would be left unread."""
+        needs = {
+            "num_codebooks": (self.teacher == "encodec", "teacher=encodec"),
+            "codebook_size": (self.teacher == "encodec", "teacher=encodec"),
+            "logmel_clusters": (self.teacher == "kmeans", "teacher=kmeans"),
+            "chroma_clusters": (self.teacher == "kmeans", "teacher=kmeans"),
+            "cqt_bins": (self.cqt_weight != 0.0, "a cqt_weight that is not 0"),
+            "cqt_bins_per_octave": (self.cqt_weight != 0.0, "a cqt_weight that is not 0"),
+            "mixup_min_seconds": (self.mixup_probability != 0.0, "a mixup_probability that is not 0"),
+            "mixup_max_seconds": (self.mixup_probability != 0.0, "a mixup_probability that is not 0"),
+        }
+        for name, (is_read, need) in needs.items():
+            value = getattr(self, name)
+            if not is_read and value != getattr(type(self), name):
+                raise ValueError(f"mert: {name}={value} needs {need}. Set that, or leave {name} away.")
+
     def _all_streams(self) -> tuple[CodeStream, ...]:
         if self.teacher == "kmeans":
             clusters = {"logmel": self.logmel_clusters, "chroma": self.chroma_clusters}
@@ -112,10 +133,10 @@ class Mert(MaskedCodes):
 
 
 class Mixed(NamedTuple):
-    """waveform: `(B, S)`. share: of clips that got something."""
+    """waveform: `(B, S)`. has_more: `(B,)` bool, clips that got something."""
 
     waveform: Tensor
-    share: Tensor
+    has_more: Tensor
 
 
 class MertObjective(MaskedCodesObjective):
@@ -164,10 +185,10 @@ class MertObjective(MaskedCodesObjective):
             max(1, round(settings.mixup_max_seconds * rate_hz)),
             generator,
         )
-        share = (draws.num_segments > 0).float().mean()
+        has_more = draws.num_segments > 0
         if len(waveform) < 2 or settings.mixup_probability == 0.0:
-            return Mixed(waveform, share)
-        return Mixed(mix(waveform, draws), share)
+            return Mixed(waveform, has_more)
+        return Mixed(mix(waveform, draws), has_more)
 
     def loss(
         self,
@@ -182,10 +203,10 @@ class MertObjective(MaskedCodesObjective):
         heard = self.hear(backbone, mixed.waveform, masked_BT)
         codes = self.code_loss(heard.encoded, codes_QBT.permute(1, 2, 0)[masked_BT], drawn)
         # Mixup is asked for, and a batch of one has nothing to mix: counted, so that nobody takes it for a recipe.
-        alone = float(self.settings.mixup_probability > 0.0 and len(clean_BS) < 2)
+        alone = self.settings.mixup_probability > 0.0 and len(clean_BS) < 2
         parts = codes.parts | {
-            "mixup_share": mixed.share,
-            "clips_without_pool": torch.full_like(mixed.share, alone),
+            "mixup_share": share_of(mixed.has_more),
+            "clips_without_pool": share_of(torch.full_like(mixed.has_more, alone)),
         }
         total = codes.sum
         if self.cqt is not None and self.cqt_head is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 SEED = 142  # of the published code; codebook i has 142 + i
 CODEBOOK_DIM = 16
+MOST_CODES, MOST_CODEBOOKS = 65_536, 64  # that anybody asks for who has not mistyped
 LOOKUP_ROWS = 8192  # at a time: bounds the memory of the products
 
 
@@ -39,11 +40,7 @@ class RandomProjectionQuantiser(nn.Module):
         seed: int = SEED,
     ) -> None:
         super().__init__()
-        if min(num_features, num_codes, num_codebooks, dim) < 1:
-            raise ValueError(
-                "a quantiser needs features, codes, codebooks and a width, got "
-                f"{num_features}, {num_codes}, {num_codebooks} and {dim}"
-            )
+        check_sizes(num_features, num_codes, num_codebooks, dim)
         projections, codebooks = [], []
         std = math.sqrt(2.0 / (num_features + dim))
         for i in range(num_codebooks):
@@ -104,3 +101,12 @@ class RandomProjectionQuantiser(nn.Module):
                 for projection, codebook in zip(self.projections, codebooks, strict=True)
             ]
         return torch.stack(codes).unflatten(1, features.shape[:-1])
+
+
+def check_sizes(num_features: int, num_codes: int, num_codebooks: int, dim: int) -> None:
+    """Raises ValueError where one of a quantiser's sizes is below 1."""
+    if min(num_features, num_codes, num_codebooks, dim) < 1:
+        raise ValueError(
+            "a quantiser needs at least 1 feature, code, codebook and number per code, got "
+            f"{num_features}, {num_codes}, {num_codebooks} and {dim}"
+        )

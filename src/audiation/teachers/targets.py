@@ -18,12 +18,10 @@ from torch import Tensor
 
 from audiation.corpus import Corpus, StoredTargets
 from audiation.corpus_codes import RecordingCodes, local_folder, store_targets
-from audiation.corpus_targets import TEACHER_FILE, TargetsSpec
+from audiation.corpus_targets import TargetsSpec
 from audiation.teachers.base import TEACHERS, Teacher, TeacherRequest, parse_teacher
 from audiation.teachers.kmeans import KMeansSettings, Report, fit_kmeans
 from audiation.teachers.sampling import compute_each, recorded
-
-__all__ = ["TEACHER_FILE", "CodebookUsage", "compute_targets", "open_teacher", "usage_of"]
 
 READ_FRAMES = 100_000
 
