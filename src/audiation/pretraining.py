@@ -12,47 +12,40 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from audiation.backbones import BACKBONES, Backbone
 from audiation.backbones.architecture import (
-    BuiltBackbone,
     build_architecture,
     parse_architecture,
-    published_config,
-    published_tensors,
 )
-from audiation.backbones.hubert_layout import HubertBackbone, official_names
-from audiation.backbones.hubert_names import MASK_VECTOR
-from audiation.backbones.musicfm import MusicFM
-from audiation.backbones.musicfm_checkpoint import official_tensors
+from audiation.backbones.hubert_layout import HubertBackbone
 from audiation.backbones.transformer import TransformerBlock
-from audiation.cache import whole_file, write_text
+from audiation.cache import write_text
 from audiation.corpus import Corpus, CropBatches
 from audiation.distributed import this_rank
 from audiation.folder_lock import locked
 from audiation.loading import load_backbone, published_checkpoint
-from audiation.methods import inject, merge
+from audiation.methods import inject
 from audiation.objectives import Objective, PretrainBatch, parse_objective
 from audiation.objectives.best_rq import BestRqObjective
 from audiation.pretrain_run import PretrainRun
 from audiation.pretrain_throughput import note_machine
+from audiation.pretrained_files import BACKBONE, go_on, published_form, save_pretrained
 from audiation.probe_hook import ProbeHook
 from audiation.provenance import current_hardware
 from audiation.training import Loss, TrainingProgress, fit
 from audiation.training_checkpoints import has_checkpoint
-from audiation.weights import OWN_MARK, tensors_hash
+from audiation.weights import tensors_hash
 
 PREPARE_CROPS = 256  # that an objective may be fitted to before the first step
-BACKBONE, OBJECTIVE, RECORD = "backbone", "objective.safetensors", "pretraining.json"
+RECORD = "pretraining.json"
 
 
 class Pretraining(nn.Module):
@@ -206,7 +199,7 @@ def _train(
     steps, seconds = report.last_step, report.train_seconds
     ended = PretrainReport(run_dir, run_dir / BACKBONE, steps, hours, seconds, batches.num_left_out)
     if this_rank().is_first:
-        weights_hash = save_pretrained(model, run, run_dir)
+        weights_hash = save_pretrained(model.backbone, model.objective, run, run_dir)
         record = {
             "run": json.loads(run.to_json()),
             "corpus": {"name": corpus.name, "hours": round(corpus.hours, 3), "hash": corpus.hash},
@@ -236,8 +229,8 @@ def assemble(run: PretrainRun) -> Pretraining:
                 "best_rq:codes=checkpoint goes on with the codes of a checkpoint, and the weights are random"
             )
         objective.take_over(published_checkpoint(run.backbone, run.weights))
-    is_prepared = run.weights != "random" and _go_on(objective, run)
-    _published(backbone, objective, run)  # what could not be written in the end is refused now
+    is_prepared = run.weights != "random" and go_on(objective, run)
+    published_form(backbone, objective, run)  # what could not be written in the end is refused now
     if run.method != "finetune":
         inject(backbone, run.method, generator)
     return Pretraining(backbone, objective, is_prepared).train()
@@ -256,20 +249,6 @@ def check_corpus(run: PretrainRun, backbone: Backbone, corpus: Corpus) -> None:
         raise ValueError(
             f"crops of {run.crop_seconds:g} s are shorter than what {run.backbone} hears at least"
         )
-
-
-def save_pretrained(model: Pretraining, run: PretrainRun, directory: Path) -> str:
-    """Write backbone and objective into the folder of a run, each file as a whole; the hash of the backbone's weights.
-
-    The backbone is merged where a method was put into it and can be folded.
-    """
-    backbone = model.backbone if model.backbone.adapted_with is None else merge(model.backbone)
-    tensors, config = _published(backbone, model.objective, run)
-    directory = directory / BACKBONE
-    _save(tensors, directory / "model.safetensors")
-    write_text(directory / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
-    _save(model.objective.state_dict(), directory.parent / OBJECTIVE)
-    return tensors_hash(backbone.state_dict())
 
 
 def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
@@ -297,56 +276,6 @@ def _backbone(run: PretrainRun, generator: torch.Generator) -> Backbone:
             assert isinstance(block, TransformerBlock)
             block.activation_dropout.p = 0.0
     return backbone
-
-
-def _go_on(objective: Objective, run: PretrainRun) -> bool:
-    """Heads, codebooks, mask vector and teacher of the run that the weights are from, where they are beside them and of
-    the same form: true. Else the mask vector alone, from there or from official weights, where they have one that fits;
-    all else starts fresh: false."""
-    kept = None if run.weights is None else Path(run.weights).expanduser()
-    mask = getattr(objective, "mask_vector", None)
-    held: Tensor | None = None
-    if kept is not None and kept.is_dir() and (kept.parent / OBJECTIVE).is_file():
-        tensors, own = load_file(kept.parent / OBJECTIVE), objective.state_dict()
-        if {n: t.shape for n, t in tensors.items()} == {n: t.shape for n, t in own.items()}:
-            objective.load_state_dict(tensors)
-            return True
-        held = tensors.get("mask_vector")
-    if isinstance(mask, nn.Parameter):
-        if held is None:
-            held = dict(published_checkpoint(run.backbone, run.weights)).get(MASK_VECTOR)
-        if held is not None and held.shape == mask.shape:
-            with torch.no_grad():
-                mask.copy_(held)
-    return False
-
-
-def _published(
-    backbone: Backbone, objective: Objective, run: PretrainRun
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config as `load_backbone` reads them."""
-    if isinstance(backbone, BuiltBackbone):
-        return published_tensors(backbone), published_config(backbone)
-    state = backbone.state_dict()
-    if isinstance(backbone, HubertBackbone):
-        config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(backbone.config).items()}
-        tensors = {official: state[own] for official, own in official_names(backbone)}
-        if isinstance(mask := getattr(objective, "mask_vector", None), nn.Parameter):
-            tensors[MASK_VECTOR] = mask
-        return tensors, config
-    if type(backbone) is MusicFM:
-        statistics = backbone.stem.statistics
-        config = {"melspec_2048_mean": statistics.mean_db, "melspec_2048_std": statistics.std_db}
-        return official_tensors(state, backbone.encoder.config), config
-    raise ValueError(
-        f"'{run.backbone}' cannot be written under published names, so it cannot be pre-trained here"
-    )
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as stream:
-        stream.write(save(whole, metadata=dict([OWN_MARK])))
 
 
 def _teachers(corpus: Corpus, names: Sequence[str]) -> str:
