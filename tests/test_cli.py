@@ -9,6 +9,8 @@ import pytest
 import soundfile
 
 from audiation import cli
+from audiation.loading import load_backbone
+from audiation.store import list_tables
 
 
 def run(monkeypatch, *arguments: object) -> int:
@@ -76,6 +78,17 @@ def test_extract_then_resume(monkeypatch, capsys, music, tmp_path):
     assert run(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out
     assert "0 files extracted" in shown and "2 were there" in shown and "1 are not audio" in shown
+
+
+def test_extract_takes_the_backbone_that_comes_with_the_package(monkeypatch, capsys, music, tmp_path):
+    arguments = ("extract", music, "--store", tmp_path / "store", "--whole-files", "--layers", "all")
+    assert run(monkeypatch, *arguments) == 0
+    ((_, spec),) = list_tables(tmp_path / "store")
+    assert (spec.backbone, spec.weights_hash) == (
+        "audiation-mini",
+        load_backbone("audiation-mini").weights_hash,
+    )
+    assert "2 files extracted" in capsys.readouterr().out
 
 
 def test_extract_with_a_bad_file_ends_with_1_and_names_it(monkeypatch, capsys, music, tmp_path):

@@ -199,7 +199,7 @@ def command(monkeypatch, *arguments: object) -> int:
 def test_adapt_and_predict_on_the_command_line(monkeypatch, capsys, music, tmp_path):
     monkeypatch.setenv("COLUMNS", "200")
     out = tmp_path / "made"
-    arguments = ("adapt", music[0] / "music", "--backbone", "musicfm-mini", "--weights", "random", "--out", out,
+    arguments = ("adapt", music[0] / "music", "--out", out,  # the backbone whose weights come with the package
                  "--num-layers", 1, "--epochs", 1, "--method", "ssf", "--train", "head_hidden=false")  # fmt: skip
     assert command(monkeypatch, *arguments) == 0
     shown = capsys.readouterr().out

@@ -199,6 +199,7 @@ CORPORA = {
     "fma": "the Free Music Archive",
     "music4all": "Music4All",
     "librispeech": "LibriSpeech",
+    "audiation-mini": "soundtracks of free games and rendered scores",
 }
 SPEECH = ("librispeech",)  # read aloud, without music
 # Data sets of one collection have the same recordings.

@@ -31,8 +31,8 @@ QUESTIONS = ("scores-key", "scores-timbre")
 GRID_SLICE = "batch_size=64,weight_decay=0"  # 36 of the 216 configurations of jukemir
 # The one pre-trained model whose weights come with a Python package. Its vectors are long, so its probes are linear.
 PRETRAINED, PRETRAINED_SLICE = "musicnn-msd", "batch_size=64,weight_decay=0,hidden_size=none"
-# No pre-trained transformer is small enough for a CPU and at hand without a download, so an untrained one is adapted.
-ADAPTED_BACKBONE, ADAPTED_TASK, METHODS = "musicfm-mini", "scores-key", ("probe", "lora:rank=8")
+# Ours, whose weights come with this package.
+ADAPTED_BACKBONE, ADAPTED_TASK, METHODS = "audiation-mini", "scores-key", ("probe", "lora:rank=8")
 ADAPTED_TRAINING = "steps=200,learning_rate=1e-3,precision=fp32,validate_every_steps=50"
 # Questions about every frame: (backbone, task, metrics shown). No network is needed to hear where a note begins.
 FRAME_QUESTIONS = (
@@ -68,8 +68,7 @@ def run_demo(*, workers: int = 2, full_grid: bool = False, console: Console | No
     ]
     results = [_kept_result(run, console) or _new_result(run, console, workers) for run in runs]
     adapted_runs = [
-        Run(ADAPTED_BACKBONE, ADAPTED_TASK, method, "petl", weights="random", train=ADAPTED_TRAINING)
-        for method in METHODS
+        Run(ADAPTED_BACKBONE, ADAPTED_TASK, method, "petl", train=ADAPTED_TRAINING) for method in METHODS
     ]
     adapted = [_kept_result(run, console) or _new_result(run, console, workers) for run in adapted_runs]
     frame_runs = [
@@ -106,11 +105,11 @@ def run_demo(*, workers: int = 2, full_grid: bool = False, console: Console | No
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Next:", highlight=False)
     for command in (
         "audiation list backbones",
-        "audiation extract ~/Music --backbone mfcc --store features/",
+        "audiation extract ~/Music --store features/",
         "audiation evaluate --backbone mfcc --task gtzan_genre --data-root DIR",
         f"audiation evaluate --run {result_path(runs[0])}",
         "audiation reproduce jukemir/table3 --data-root DIR",
-        "audiation adapt LABELS.csv --backbone musicfm-msd --method lora --out my-adapter",
+        "audiation adapt LABELS.csv --method lora --out my-adapter",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 
@@ -160,8 +159,7 @@ def _comparison(probe: Result, lora: Result) -> str:
         verdict = "the two cannot be told apart"
     return (
         f"LoRA minus probe on the same {len(shared)} test clips: {difference:+.3f} {metric.name}, 95 % interval "
-        f"{interval.low:+.3f} to {interval.high:+.3f} (paired bootstrap): {verdict}. The backbone is untrained "
-        "(random weights), so neither says anything about a music foundation model."
+        f"{interval.low:+.3f} to {interval.high:+.3f} (paired bootstrap): {verdict}."
     )
 
 

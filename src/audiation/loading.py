@@ -267,8 +267,11 @@ def _find(
         pairs = [(checkpoint, official.checkpoint), (config_path, official.config)]
         pairs += [(further[prefix], official.further[prefix]) for prefix in further]
         for path_or_none, file in pairs:
-            if path_or_none is not None and file is not None and not is_own_training(path_or_none):
-                _verify(path_or_none, file, weights is None, allow_unverified_hash, _known_hashes(spec))
+            if path_or_none is None or file is None:
+                continue
+            if weights is not None and is_own_training(path_or_none):  # a user's, which nobody has published
+                continue
+            _verify(path_or_none, file, weights is None, allow_unverified_hash, _known_hashes(spec))
     merged, changed = _merge_config(spec, config_path, config)
     return _Found(checkpoint, merged, changed, source, further)
 

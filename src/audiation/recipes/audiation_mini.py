@@ -12,10 +12,11 @@ from rich.table import Table
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from audiation.backbones.audiation_mini import FILE, NAME
+from audiation.backbones.audiation_mini import FILE, NAME, build
+from audiation.backbones.musicfm import Statistics
 from audiation.cache import cache_dir, whole_file, write_text
 from audiation.console import new_progress
-from audiation.corpus import Corpus
+from audiation.corpus import Corpus, CropBatches
 from audiation.corpus_build import BuildSettings, build_corpus
 from audiation.corpus_sources import find_sources
 from audiation.mini_corpus import fetch_packages, render_scores
@@ -27,6 +28,7 @@ from audiation.recipes.base import RECIPES, carry_out_runs
 from audiation.results import Result
 from audiation.run import Run
 from audiation.training import TrainingProgress
+from audiation.weights import OWN_MARK
 
 CORPUS = "audiation-mini"
 CROP_SECONDS = 6.0
@@ -54,7 +56,7 @@ def pretrain_run(steps: int) -> PretrainRun:
         precision="bf16",
         checkpoint_every_seconds=120.0,
     )
-    objective = "best_rq:codebook_size=1024,num_codebooks=4,standardise=bands"
+    objective = "best_rq:codebook_size=1024,num_codebooks=8,quantiser=mel-rvq,standardise=bands"
     return PretrainRun(NAME, objective, CORPUS, CROP_SECONDS, train)
 
 
@@ -68,7 +70,7 @@ class AudiationMini:
     workers: processes that render and decode.
     """
 
-    steps: int = 8000
+    steps: int = 2600
     corpus: str = ""
     workers: int = 2
 
@@ -106,6 +108,19 @@ class AudiationMini:
         return out / "corpus"
 
 
+def mel_statistics(corpus: Corpus, num_crops: int = 80) -> Statistics:
+    """Mean and deviation in dB of random crops of a corpus: where `backbones.audiation_mini.STATISTICS` are from.
+
+    Raises:
+        ValueError: no recording is as long as a crop.
+    """
+    batches = CropBatches(corpus, CROP_SECONDS, 1, num_crops, seed=0)
+    mel = build().stem.mel
+    spectra = [mel(batches.micro_batch(0, i).waveform).double().flatten() for i in range(num_crops)]
+    std_db, mean_db = torch.std_mean(torch.cat(spectra))
+    return Statistics(mean_db.item(), std_db.item())
+
+
 def write_shipped(source: Path, path: Path) -> None:
     """Weights as they come with this package: matrices in half precision, all else in float32."""
     tensors = load_file(source)
@@ -115,7 +130,7 @@ def write_shipped(source: Path, path: Path) -> None:
     if bad := [name for name, tensor in small.items() if not torch.isfinite(tensor.float()).all()]:
         raise ValueError(f"{bad[0]} does not fit into half precision")
     with whole_file(path) as stream:
-        stream.write(save(small))
+        stream.write(save(small, metadata=dict([OWN_MARK])))
 
 
 def judge(weights: Path, out: Path, device: str, console: Console) -> list[dict[str, object]]:
