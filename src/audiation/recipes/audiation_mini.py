@@ -12,6 +12,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from audiation.backbones import BACKBONES
 from audiation.backbones.audiation_mini import FILE, NAME, build
 from audiation.backbones.musicfm import Statistics
 from audiation.cache import cache_dir, whole_file, write_text
@@ -139,8 +140,9 @@ def judge(weights: Path, out: Path, device: str, console: Console) -> list[dict[
     systems = {"trained": str(weights), "random": "random"}
     runs: dict[tuple[str, str], Run] = {}
     for task, handcrafted, protocol, train in QUESTIONS:
+        layer = BACKBONES[NAME].recommended_layer if protocol == "musicfm" else None  # the other searches all
         for system, given in systems.items():
-            runs[task, system] = Run(NAME, task, "probe", protocol, weights=given, train=train)
+            runs[task, system] = Run(NAME, task, "probe", protocol, weights=given, layer=layer, train=train)
         runs[task, "hand-crafted"] = Run(handcrafted, task, "probe", protocol, train=train)
     carried = carry_out_runs(list(runs.values()), out, device, console, data_root=data_root)
     table = Table(title=f"{NAME} on `scores`", title_justify="left")
