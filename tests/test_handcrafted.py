@@ -1,16 +1,18 @@
 """Hand-crafted backbones against librosa 0.8.1 (the published numbers) and librosa 0.11 with reflection."""
 
+import fcntl
 import importlib.metadata
 import pickle
 import warnings
 from pathlib import Path
 
+import librosa
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from audiation.backbones import BACKBONES
+from audiation.backbones import BACKBONES, handcrafted
 from audiation.backbones.handcrafted import clip_moments
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -128,3 +130,19 @@ def test_moments_by_hand():
     # f: mean 3.5; diff 1, 3, 5; second difference 2, 2; deviations divide by the count
     expected = [3.5, np.sqrt(49 / 4), 3.0, np.sqrt(8 / 3), 2.0, 0.0]
     np.testing.assert_allclose(clip_moments(feature), expected, atol=1e-12)
+
+
+def test_librosa_compiles_in_one_process_at_a_time(monkeypatch):
+    """Two that compiled at once left a cache in librosa's folder with which every later process crashed."""
+    locked = []
+
+    def held(clip):
+        with open(librosa.__file__, "rb") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked.append(len(clip))
+        return np.zeros((12, 3))
+
+    monkeypatch.setattr(handcrafted, "chroma_frames", held)
+    monkeypatch.setattr(handcrafted, "mfcc_frames", held)
+    handcrafted.compile_librosa.__wrapped__()
+    assert locked == [22_050, 22_050]

@@ -31,9 +31,9 @@ QUESTIONS = ("scores-key", "scores-timbre")
 GRID_SLICE = "batch_size=64,weight_decay=0"  # 36 of the 216 configurations of jukemir
 # The one pre-trained model whose weights come with a Python package. Its vectors are long, so its probes are linear.
 PRETRAINED, PRETRAINED_SLICE = "musicnn-msd", "batch_size=64,weight_decay=0,hidden_size=none"
-# Ours, whose weights come with this package.
+# Ours, whose weights come with this package; its first blocks, which know most about keys (docs/audiation-mini.md).
 ADAPTED_BACKBONE, ADAPTED_TASK, METHODS = "audiation-mini", "scores-key", ("probe", "lora:rank=8")
-ADAPTED_TRAINING = "steps=200,learning_rate=1e-3,precision=fp32,validate_every_steps=50"
+ADAPTED_LAYERS, ADAPTED_TRAINING = 2, "steps=100,learning_rate=1e-3,precision=fp32,validate_every_steps=25"
 # Questions about every frame: (backbone, task, metrics shown). No network is needed to hear where a note begins.
 FRAME_QUESTIONS = (
     ("onset-frames", "scores-beats", ("beat_f_70ms_per_track", "downbeat_f_70ms_per_track")),
@@ -68,7 +68,8 @@ def run_demo(*, workers: int = 2, full_grid: bool = False, console: Console | No
     ]
     results = [_kept_result(run, console) or _new_result(run, console, workers) for run in runs]
     adapted_runs = [
-        Run(ADAPTED_BACKBONE, ADAPTED_TASK, method, "petl", train=ADAPTED_TRAINING) for method in METHODS
+        Run(ADAPTED_BACKBONE, ADAPTED_TASK, method, "petl", num_layers=ADAPTED_LAYERS, train=ADAPTED_TRAINING)
+        for method in METHODS
     ]
     adapted = [_kept_result(run, console) or _new_result(run, console, workers) for run in adapted_runs]
     frame_runs = [

@@ -9,10 +9,12 @@ Shape letters: `S` samples, `T` frames, `D` width.
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, Literal
 
 import numpy as np
@@ -85,6 +87,7 @@ class Handcrafted(Backbone):
         self.resolve_layers(layers, last_layer)
         if not bool(torch.isfinite(waveform).all()):
             raise ValueError(f"{self.name} got a waveform with NaN or infinite samples")
+        compile_librosa()
         clips = waveform.detach().to("cpu", torch.float32).numpy()
         features = np.stack([self._one_clip(clip) for clip in clips])
         hidden = torch.from_numpy(features).to(waveform.device)
@@ -101,6 +104,23 @@ class Handcrafted(Backbone):
         with _quiet():
             feature = self._frames(clip / peak if peak > 0 else clip)
         return clip_moments(feature)[None] if self._moments else np.ascontiguousarray(feature.T)
+
+
+@functools.cache
+def compile_librosa() -> None:
+    """Let librosa compile what it has to (about 25 s, once per environment), one process at a time.
+
+    It keeps the result in its own folder, and two processes that compile at once can leave a mixture there, which every
+    later process crashes with.
+    """
+    import librosa
+
+    tone = np.sin(np.arange(SAMPLE_RATE_HZ, dtype=np.float32) * 0.1)
+    with open(librosa.__file__, "rb") as lock, _quiet():  # locked, not changed
+        with suppress(OSError):  # a disk that knows no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system however the process ends
+        chroma_frames(tone)
+        mfcc_frames(tone)
 
 
 def clip_moments(feature: np.ndarray) -> np.ndarray:
