@@ -25,8 +25,8 @@ from audiation.datasets import chorales
 from audiation.datasets.synthesis import SAMPLE_RATE_HZ, TIMBRES, Draws, Note, render
 from audiation.folder_lock import locked
 from audiation.mini_files import read_json, size_of, write_json
-from audiation.mini_scores import SOURCES, Piece, Progress, ScoreSource, alive, read_lines, read_pieces
-from audiation.workers import serve
+from audiation.mini_scores import AGAIN, SOURCES, Piece, Progress, ScoreSource, read_lines, read_pieces
+from audiation.workers import alive, serve
 
 VERSION = 1  # goes up whenever the same seed would give other renderings
 CLIP_SECONDS = (30, 120)
@@ -179,7 +179,7 @@ def _render(
     with journal.open("a", encoding="utf-8") as lines:
         for answer in serve(jobs, partial(_render_job, directory, seed), workers, threads=1):
             name = answer.job[0]["id"]
-            known[name] = alive(answer.message)
+            known[name] = alive(answer.message, AGAIN)
             lines.write(f"\n{json.dumps({'id': name, 'sha256': known[name]})}\n")
             lines.flush()
             done += 1

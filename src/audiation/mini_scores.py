@@ -22,12 +22,15 @@ from typing import Any
 from audiation.datasets import chorales
 from audiation.datasets.chorales import LONG_INCIPIT, TUNE_INCIPIT, ScoreNote
 from audiation.mini_files import read_json, write_json
-from audiation.workers import WorkerDied, serve
+from audiation.workers import alive, serve
 
 Progress = Callable[[int, int, str], None]
 """(done, total, what is being done)"""
 
 UNSTATED = "not stated in the file; music21: 'distributed with the permission of the encoders'"
+
+
+AGAIN = "Call render_scores again: it goes on where it stopped."
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def read_pieces(
     report(len(files) - len(waiting), len(files), "reading scores")
     with journal.open("a", encoding="utf-8") as lines:
         for answer in serve(waiting, partial(_read_job, corpus, scratch), workers, threads=1):
-            entry = alive(answer.message)
+            entry = alive(answer.message, AGAIN)
             read[entry["file"]] = entry
             lines.write(f"\n{json.dumps(entry)}\n")
             lines.flush()
@@ -162,7 +165,7 @@ def chorale_tunes(directory: Path, workers: int, report: Progress) -> ChoraleTun
         scratch.mkdir(exist_ok=True)
         known = {"first part": [], "soprano by note": []}
         for i, answer in enumerate(serve(files, partial(_chorale_job, scratch), workers, threads=1)):
-            for kind, intervals in alive(answer.message):
+            for kind, intervals in alive(answer.message, AGAIN):
                 if kind in known:
                     known[kind].append(intervals)
             report(i + 1, len(files), "reading chorales")
@@ -212,16 +215,10 @@ def _text(path: Path) -> str:
 
 
 def _parse(path: Path, scratch: Path) -> list[Any]:
-    """The scores of a file: one, or the tunes of a collection. music21 stores no pickle, and unpacks to `scratch`."""
-    from music21 import converter, environment, stream
+    """The scores of a file: one, or the tunes of a collection."""
+    parsed = chorales.parse_score(path, scratch)
+    from music21 import stream
 
-    settings = environment.Environment()  # in memory only; the user's own settings file is not written
-    before = settings["directoryScratch"]
-    settings["directoryScratch"] = str(scratch)
-    try:
-        parsed: Any = converter.parse(path, forceSource=True, storePickle=False)
-    finally:
-        settings["directoryScratch"] = before
     return list(parsed.scores) if isinstance(parsed, stream.Opus) else [parsed]
 
 
@@ -250,16 +247,6 @@ def _intervals(part: Sequence[ScoreNote]) -> tuple[int, ...]:
     """Semitones from note to note at the start of a part, of its highest note where there are several."""
     top = list({note.onset: note.midi for note in part}.values())[: LONG_INCIPIT + 1]
     return tuple(b - a for a, b in itertools.pairwise(top))
-
-
-def alive(message: Any) -> Any:
-    """What a worker answered. RuntimeError where it died."""
-    if isinstance(message, WorkerDied):
-        raise RuntimeError(
-            f"a worker process ended (exit code {message.exit_code}); it may have been killed or out of memory. "
-            "Call render_scores again: it goes on where it stopped."
-        )
-    return message
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -112,13 +112,7 @@ def pretrain(
     run_dir, corpus, target = Path(run_dir), Corpus(corpus_dir), torch.device(device)
     model = assemble(run)
     check_corpus(run, model.backbone, corpus)
-    if isinstance(model.objective, BestRqObjective):
-        least_samples = model.objective.window_samples
-        if run.crop_seconds * model.backbone.sample_rate_hz < least_samples:
-            least = least_samples / model.backbone.sample_rate_hz
-            raise ValueError(
-                f"crops of {run.crop_seconds:g} s hold no window of {least:g} s to be masked. Take longer crops."
-            )
+    model.objective.check_crops(run.crop_seconds, model.backbone.sample_rate_hz)
     batches = CropBatches(
         corpus,
         run.crop_seconds,

@@ -12,9 +12,7 @@ Shape letters: `N` rows, `T` frames, `D` model width.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from audiation.folder_lock import LockHeldError, take_lock
 from audiation.store_rows import (
     FAILURE_SCHEMA,
     Failure,
@@ -375,17 +374,12 @@ class WriterLock:
     """Held by the one process that writes a table. The kernel drops it however that process ends."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._descriptor, 200, 0).decode("utf-8", "replace") or "another process"
-            os.close(self._descriptor)
+            self._descriptor = take_lock(path)
+        except LockHeldError as error:
             raise StoreLockedError(
-                f"{path.parent} is being written by {holder}. Wait until it is done, or stop it."
+                f"{path.parent} is being written by {error.holder}. Wait until it is done, or stop it."
             ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
     def release(self) -> None:
         os.close(self._descriptor)

@@ -40,6 +40,15 @@ class WorkerDied:
     exit_code: int | None
 
 
+def alive(message: M | WorkerDied, again: str) -> M:
+    """What a worker answered. RuntimeError where it died, which ends with what to do then."""
+    if isinstance(message, WorkerDied):
+        raise RuntimeError(
+            f"a worker process ended (exit code {message.exit_code}); it may have been killed or out of memory. {again}"
+        )
+    return message
+
+
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

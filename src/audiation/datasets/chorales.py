@@ -79,11 +79,9 @@ def chorale_files() -> list[Path]:
     return files
 
 
-def read_chorale(path: Path, scratch_dir: Path) -> Chorale | None:
-    """Parse one file; None when it has no four sung parts (a keyboard piece).
-
-    music21 stores no pickle here. What it may unpack goes to `scratch_dir`, not to the system's temporary folder.
-    """
+def parse_score(path: Path, scratch_dir: Path) -> Any:
+    """What music21 makes of a file. It stores no pickle here, and what it may unpack goes to `scratch_dir`, not to the
+    system's temporary folder."""
     _music21()
     from music21 import converter, environment
 
@@ -91,10 +89,14 @@ def read_chorale(path: Path, scratch_dir: Path) -> Chorale | None:
     before = settings["directoryScratch"]
     settings["directoryScratch"] = str(scratch_dir)
     try:
-        score: Any = converter.parse(path, forceSource=True, storePickle=False)
+        return converter.parse(path, forceSource=True, storePickle=False)
     finally:
         settings["directoryScratch"] = before
-    parts = list(score.parts)
+
+
+def read_chorale(path: Path, scratch_dir: Path) -> Chorale | None:
+    """Parse one file; None when it has no four sung parts (a keyboard piece)."""
+    parts = list(parse_score(path, scratch_dir).parts)
     sung = [p for p in parts if str(p.id).startswith(PART_NAMES)]
     if not sung and len(parts) == 4:
         sung = parts  # the Humdrum files name no parts

@@ -29,10 +29,11 @@ from audiation.datasets import chorales
 from audiation.datasets.base import DATASETS, SPLITS, Dataset, DatasetInfo, Track
 from audiation.datasets.chorales import Chorale
 from audiation.datasets.synthesis import SAMPLE_RATE_HZ, TIMBRES, Draws, Note, render, write_wav
-from audiation.workers import WorkerDied, serve
+from audiation.workers import alive, serve
 
 VERSION = 1  # goes up whenever the same seed would give other bytes or other truth
 CLIP_SECONDS = 12.0
+AGAIN = "Call make_scores again: it goes on where it stopped. workers=0 needs the least memory."
 TEMPO_RANGE_BPM = (60.0, 150.0)
 GREATEST_LEAD_IN_SECONDS = 0.5
 SPLIT_SHARES = {"train": 0.35, "valid": 0.15, "test": 0.50}
@@ -180,7 +181,7 @@ def read_corpus(scratch_dir: Path, workers: int, progress: Progress) -> list[Cho
     progress(0, len(files), "reading chorales")
     found: dict[Path, Chorale | None] = {}
     for answer in serve(files, partial(_read_job, scratch_dir), workers, threads=1):
-        found[answer.job] = _alive(answer.message)
+        found[answer.job] = alive(answer.message, AGAIN)
         progress(len(found), len(files), "reading chorales")
     shutil.rmtree(scratch_dir)
     return [found[f] or f.stem for f in files]
@@ -383,7 +384,7 @@ def render_clips(root: Path, plan: dict[str, Any], workers: int, progress: Progr
     progress(done, total, "rendering clips")
     with journal.open("a") as lines:
         for answer in serve(jobs, partial(_render_job, root, plan["seed"]), workers, threads=1):
-            name, digest = answer.job["id"], _alive(answer.message)
+            name, digest = answer.job["id"], alive(answer.message, AGAIN)
             if known.setdefault(name, digest) != digest:
                 raise RuntimeError(
                     f"{name} was rendered to other bytes than before ({root}). Remove that folder, make it again "
@@ -410,15 +411,6 @@ def _render_job(root: Path, seed: int, clip: dict[str, Any]) -> Iterator[str]:
     digest = _sha256(path)
     assert digest is not None
     yield digest
-
-
-def _alive(message: Any) -> Any:
-    if isinstance(message, WorkerDied):
-        raise RuntimeError(
-            f"a worker process ended (exit code {message.exit_code}); it may have been killed or out of memory. "
-            "Call make_scores again: it goes on where it stopped. workers=0 needs the least memory."
-        )
-    return message
 
 
 def _audio_path(root: Path, track_id: str) -> Path:

@@ -49,6 +49,9 @@ class Objective(nn.Module):
 
     kept_in_checkpoints: ClassVar[bool] = True
 
+    def check_crops(self, crop_seconds: float, sample_rate_hz: int) -> None:
+        """Raises ValueError where crops of this length can never be asked about."""
+
     def prepare(self, backbone: Backbone, crops: Iterable[Tensor]) -> None:
         """Fit what is fitted to the corpus before the first step, like a quantiser; crops are `(B, S)`."""
 

@@ -184,6 +184,13 @@ class BestRqObjective(Objective):
         targets_KQ = tokens_QBT[..., :num_frames].permute(1, 2, 0)[masked.frames[:, : tokens_QBT.shape[-1]]]
         return self._loss(logits, targets_KQ, masked)
 
+    def check_crops(self, crop_seconds: float, sample_rate_hz: int) -> None:
+        if crop_seconds * sample_rate_hz < self.window_samples:
+            raise ValueError(
+                f"crops of {crop_seconds:g} s hold no window of {self.window_samples / sample_rate_hz:g} s to be "
+                "masked. Take longer crops."
+            )
+
     def prepare(self, backbone: Backbone, crops: Iterable[Tensor]) -> None:
         """Measure the bands, or fit a quantiser that is fitted to the corpus, on crops of it, each `(B, S)`."""
         if self.settings.standardise == "corpus" and not isinstance(self.quantiser, MelRvq):
